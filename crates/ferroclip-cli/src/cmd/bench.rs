@@ -1,0 +1,129 @@
+//! `bench`: rates of the towers on random inputs.
+
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use ferroclip::Clip;
+use ferroclip_kernels::Isa;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::args::Common;
+use crate::error::{Done, Error, Result};
+use crate::interrupt;
+use crate::model::ModelArgs;
+use crate::output;
+
+/// How long each tower runs at least.
+const PERIOD: Duration = Duration::from_secs(2);
+/// Tokens of a random text, start and end included.
+const TEXT_TOKENS: usize = 12;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Inputs that go through a tower together
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    batch: usize,
+    /// What to measure
+    #[arg(long, value_delimiter = ',', default_values = ["image", "text"])]
+    what: Vec<What>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// The image tower, pixels to embeddings
+    Image,
+    /// The text tower, ids to embeddings
+    Text,
+    /// Training steps: measured by `train --dry-run`
+    Train,
+}
+
+pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
+    if !(1..=65_536).contains(&args.batch) {
+        return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
+    }
+    if args.what.iter().any(|what| matches!(what, What::Train)) {
+        return Err(Error::usage("`bench --what train` is not there yet")
+            .hint("`ferroclip train CONFIG.toml --dry-run` measures training steps"));
+    }
+    let clip = args.model.open()?;
+    let mut document = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "model": args.model.model,
+        "isa": Isa::active().name(),
+        "threads": args.model.compute.n_threads(),
+        "precision": args.model.compute.precision,
+    });
+    let mut rows = Vec::new();
+    for what in &args.what {
+        let (name, ms) = match what {
+            What::Image => ("image", measure(image_batch(&clip, args.batch))?),
+            What::Text | What::Train => ("text", measure(text_batch(&clip, args.batch))?),
+        };
+        let per_s = args.batch as f64 * 1000.0 / ms;
+        document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
+        let numbers = [args.batch.to_string(), format!("{per_s:.1}"), format!("{ms:.1}")];
+        rows.push([&[name.to_owned()], &numbers[..]].concat());
+    }
+    match common.json {
+        true => output::print_json(&document)?,
+        false => output::print(&format!(
+            "{}{}",
+            output::table(&["tower", "batch", "per s", "ms"], &rows, &[1, 2, 3]),
+            heading(&document)
+        ))?,
+    }
+    Ok(Done::All)
+}
+
+fn heading(document: &Value) -> String {
+    let field = |name: &str| document[name].to_string().replace('"', "");
+    let [model, isa] = [field("model"), field("isa")];
+    format!("model {model}, {isa}, {} threads, {}\n", field("threads"), field("precision"))
+}
+
+fn image_batch(clip: &Clip, batch: usize) -> impl Fn() + '_ {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let n = batch * clip.config().model.vision_cfg.image_len();
+    let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
+    let pixels: Vec<f32> = (0..n).map(number).collect();
+    move || {
+        // Reading the result waits for a device that computes on its own.
+        let _ = clip.image_tower().forward(&pixels, batch).into_data();
+    }
+}
+
+fn text_batch(clip: &Clip, batch: usize) -> impl Fn() + '_ {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let tokenizer = clip.tokenizer();
+    let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
+    let n_words = TEXT_TOKENS.min(clip.config().model.text_cfg.context_length).saturating_sub(2);
+    let mut text = |_| {
+        let words = (0..n_words).map(|_| rng.next_u32() % start);
+        std::iter::once(start).chain(words).chain([end]).collect()
+    };
+    let texts: Vec<Vec<u32>> = (0..batch).map(&mut text).collect();
+    move || {
+        let ids: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let _ = clip.text_tower().forward(&ids).into_data();
+    }
+}
+
+/// The median milliseconds of a call.
+fn measure(call: impl Fn()) -> Result<f64> {
+    call();
+    let begin = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < 3 || begin.elapsed() < PERIOD {
+        interrupt::check()?;
+        let start = Instant::now();
+        call();
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}

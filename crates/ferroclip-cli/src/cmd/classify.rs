@@ -1,0 +1,117 @@
+//! `classify`: for each picture the labels that fit it best.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ferroclip::{Classifier, Score, Scoring};
+use serde_json::{Value, json};
+
+use crate::args::Common;
+use crate::error::{Done, Result, one_line};
+use crate::inputs::{self, Failure, LabelArgs, Pictures, TemplateArgs};
+use crate::model::ModelArgs;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct ClassifyArgs {
+    /// Picture files, directories of them, or `-`
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    #[command(flatten)]
+    labels: LabelArgs,
+    #[command(flatten)]
+    templates: TemplateArgs,
+    /// Labels shown for each picture; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 5)]
+    top_k: usize,
+    /// Show only labels with at least this score
+    #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
+    threshold: f32,
+    /// Any number of labels may apply: score each alone
+    #[arg(long)]
+    multi_label: bool,
+    /// Turn pictures upright by their EXIF data
+    #[arg(long)]
+    exif: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+/// The labels of one picture, best first.
+struct Answer<'a> {
+    path: &'a str,
+    scores: Vec<Score>,
+}
+
+pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
+    // Whatever is wrong with the texts is said before the model is opened.
+    let labels = args.labels.read(common)?;
+    if !args.templates.template.is_empty() || args.templates.templates.is_some() {
+        args.templates.read(&[])?;
+    }
+    let clip = args.model.open()?;
+    let templates = args.templates.read(&clip.config().templates)?;
+    let scoring = if args.multi_label { Scoring::Sigmoid } else { Scoring::Softmax };
+    let classifier = Classifier::new(&clip, &labels, &templates)?.with_scoring(scoring);
+    for &label_idx in &classifier.embeddings().truncated {
+        output::note(common, &format!("the label `{}` is too long and was cut", labels[label_idx]));
+    }
+    let pictures = Pictures::list(&args.images);
+    let options = inputs::embed_options(args.exif);
+    let (result, failures) = inputs::embed_pictures(&clip, &pictures, &options, common)?;
+    let top_k = if args.top_k == 0 { labels.len() } else { args.top_k };
+    let answer = |(&place, embedding): (&usize, &[f32])| {
+        let mut scores = classifier.classify(embedding, top_k);
+        scores.retain(|score| score.score >= args.threshold);
+        Answer { path: pictures.names[place].as_str(), scores }
+    };
+    let answers: Vec<Answer<'_>> =
+        result.inputs.iter().zip(result.embeddings.iter()).map(answer).collect();
+    match common.json {
+        true => output::print_json(&document(args, &labels, &templates, &answers, &failures))?,
+        false => output::print(&table(&answers))?,
+    }
+    inputs::print_failures(&failures, common);
+    Ok(Done::with_failures(failures.len()))
+}
+
+fn document(
+    args: &ClassifyArgs,
+    labels: &[String],
+    templates: &[String],
+    answers: &[Answer<'_>],
+    failures: &[Failure],
+) -> Value {
+    let score = |s: &Score| json!({"label": s.label, "score": s.score, "similarity": s.similarity});
+    let image = |answer: &Answer<'_>| {
+        let scores: Vec<Value> = answer.scores.iter().map(score).collect();
+        json!({"path": answer.path, "scores": scores})
+    };
+    json!({
+        "model": args.model.model,
+        "labels": labels,
+        "templates": templates,
+        "images": answers.iter().map(image).collect::<Vec<_>>(),
+        "failures": failures.iter().map(Failure::to_json).collect::<Vec<_>>(),
+    })
+}
+
+fn table(answers: &[Answer<'_>]) -> String {
+    let mut rows = Vec::new();
+    for answer in answers {
+        let mut path = answer.path;
+        if answer.scores.is_empty() {
+            rows.push(vec![path.to_owned(), "(none)".to_owned()]);
+        }
+        for score in &answer.scores {
+            rows.push(vec![
+                path.to_owned(),
+                one_line(&score.label),
+                format!("{:.1} %", 100.0 * score.score),
+                output::bar(score.score),
+            ]);
+            path = "";
+        }
+    }
+    output::table(&["picture", "label", "score", ""], &rows, &[2])
+}

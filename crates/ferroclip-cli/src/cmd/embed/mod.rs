@@ -1,0 +1,156 @@
+//! `embed`: embeddings of pictures and texts as files of NumPy, in clip-retrieval's layout.
+
+mod args;
+mod rows;
+
+use std::time::Instant;
+
+use ferroclip::Clip;
+use ferroclip_data::{Dataset, Filter};
+use serde_json::{Value, json};
+
+pub(crate) use self::args::EmbedArgs;
+use self::args::{Features, Shard};
+use self::rows::Rows;
+use crate::args::Common;
+use crate::error::{Done, Error, Kind, Result};
+use crate::inputs::{Failure, Pictures, embed_options, print_failures};
+use crate::layout::{Layout, ROWS_PER_FILE};
+use crate::output;
+use crate::progress::Progress;
+
+/// Totals of a run.
+#[derive(Default)]
+struct Totals {
+    images: usize,
+    texts: usize,
+    files: usize,
+    finished_before: usize,
+    failures: Vec<Failure>,
+}
+
+pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
+    if args.features != Features::Embedding {
+        return Err(Error::usage("only `--features embedding` is there yet")
+            .hint("pooled and patch features are to come"));
+    }
+    if args.rows_per_file == Some(0) || args.batch == 0 {
+        return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
+    }
+    let parts = parts(args)?;
+    let clip = args.model.open()?;
+    let start = Instant::now();
+    let mut totals = Totals::default();
+    for rows in &parts {
+        embed(args, &clip, rows, common, &mut totals).map_err(|error| match error.kind {
+            Kind::Interrupted => error.hint("finished files are kept; go on with `--resume`"),
+            _ => error,
+        })?;
+    }
+    report(args, common, &totals, start.elapsed().as_secs_f64())?;
+    print_failures(&totals.failures, common);
+    Ok(Done::with_failures(totals.failures.len()))
+}
+
+/// What is to be embedded: data, or pictures and texts that have nothing to do with each other.
+fn parts(args: &EmbedArgs) -> Result<Vec<Rows>> {
+    let mut parts = Vec::new();
+    if let Some(path) = &args.data {
+        let filters: std::result::Result<Vec<Filter>, _> =
+            args.filter.iter().map(|filter| filter.parse()).collect();
+        parts.push(Rows::data(Dataset::open(path, &filters?)?, &args.caption_columns)?);
+    }
+    if !args.images.is_empty() {
+        parts.push(Rows::Pictures(Pictures::list(&args.images)));
+    }
+    if args.texts.is_given() {
+        if args.data.is_some() {
+            return Err(Error::usage("DATA brings its own texts")
+                .hint("leave `--text` and `--texts` out, or choose `--caption-columns`"));
+        }
+        parts.push(Rows::Texts(args.texts.read()?));
+    }
+    match parts.is_empty() {
+        true => Err(Error::usage("nothing to embed")
+            .hint("give DATA, `--images PATH...`, `--text TEXT` or `--texts FILE`")),
+        false => Ok(parts),
+    }
+}
+
+fn embed(
+    args: &EmbedArgs,
+    clip: &Clip,
+    rows: &Rows,
+    common: &Common,
+    totals: &mut Totals,
+) -> Result<()> {
+    let Shard(shard, n_shards) = args.shard;
+    let share = rows.len().div_ceil(n_shards).clamp(1, ROWS_PER_FILE);
+    let layout = Layout {
+        out: args.out.clone(),
+        dtype: args.dtype,
+        rows_per_file: args.rows_per_file.unwrap_or(share),
+        shard: (shard, n_shards),
+        resume: args.resume,
+    };
+    layout.begin(&settings(args))?;
+    let (pieces, finished_before) = layout.pieces(rows.len(), rows.folder())?;
+    totals.finished_before += finished_before;
+    let options = ferroclip::EmbedOptions {
+        batch_size: args.batch,
+        normalize: !args.no_normalize,
+        ..embed_options(args.exif)
+    };
+    let n_rows = pieces.iter().map(|piece| piece.rows.len()).sum();
+    let progress = Progress::new(common, rows.what(), n_rows);
+    let mut n_done = 0;
+    totals.failures.extend(rows.failures());
+    for piece in pieces {
+        let n_rows = piece.rows.len();
+        let report = |done| progress.set(n_done + done);
+        let (written, failures) = rows.embed(clip, piece.rows, &options, &report)?;
+        layout.write(piece.number, &written)?;
+        n_done += n_rows;
+        totals.files += 1;
+        totals.images += written.images.map_or(0, |x| x.rows);
+        totals.texts += written.texts.map_or(0, |x| x.rows);
+        totals.failures.extend(failures);
+    }
+    Ok(())
+}
+
+/// What must stay the same when a run goes on.
+fn settings(args: &EmbedArgs) -> Value {
+    json!({
+        "model": args.model.model,
+        "dtype": args.dtype.name(),
+        "normalize": !args.no_normalize,
+        "shards": args.shard.1,
+        "rows_per_file": args.rows_per_file,
+        "data": args.data,
+        "filter": args.filter,
+        "exif": args.exif,
+    })
+}
+
+fn report(args: &EmbedArgs, common: &Common, totals: &Totals, seconds: f64) -> Result<()> {
+    let per_s = (totals.images + totals.texts) as f64 / seconds.max(1e-9);
+    if common.json {
+        let failures: Vec<Value> = totals.failures.iter().map(Failure::to_json).collect();
+        return output::print_json(&json!({
+            "model": args.model.model, "out": args.out, "images": totals.images,
+            "texts": totals.texts, "files": totals.files,
+            "finished_before": totals.finished_before, "failures": failures,
+            "seconds": seconds, "per_s": per_s,
+        }));
+    }
+    output::print(&format!(
+        "{}: {} pictures, {} texts, {} failed; {} files written, {} there before; {per_s:.1} per s\n",
+        args.out.display(),
+        totals.images,
+        totals.texts,
+        totals.failures.len(),
+        totals.files,
+        totals.finished_before,
+    ))
+}

@@ -1,0 +1,103 @@
+//! `eval`: scores of a model on data.
+
+mod retrieval;
+mod zero_shot;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use ferroclip_data::{Dataset, Failure, Filter};
+use ferroclip_train::{EvalOptions, TrainError};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::args::Common;
+use crate::error::{Done, Error, Result};
+use crate::inputs::{self, print_failures};
+use crate::interrupt;
+use crate::model::ModelArgs;
+use crate::output;
+use crate::progress::Progress;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EvalCommand {
+    /// Classify every picture by the name of its class
+    ZeroShot(zero_shot::ZeroShotArgs),
+    /// Find captions by pictures and pictures by captions
+    Retrieval(retrieval::RetrievalArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataArgs {
+    /// Class folders, a table, a zip, or tar shards
+    #[arg(long)]
+    data: PathBuf,
+    /// Rows to use: `column=value`, `column!=value`; all must hold
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Pictures that go through the tower together
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    batch: usize,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(crate) fn run(command: &EvalCommand, common: &Common) -> Result<Done> {
+    match command {
+        EvalCommand::ZeroShot(args) => zero_shot::run(args, common),
+        EvalCommand::Retrieval(args) => retrieval::run(args, common),
+    }
+}
+
+impl DataArgs {
+    fn open(&self, common: &Common) -> Result<Dataset> {
+        let filters = self.filter.iter().map(|filter| filter.parse());
+        let filters: std::result::Result<Vec<Filter>, _> = filters.collect();
+        let dataset = Dataset::open(&self.data, &filters?)?;
+        for notice in dataset.notices() {
+            output::note(common, notice);
+        }
+        Ok(dataset)
+    }
+
+    /// Calls `score` with a progress bar and the stop flag.
+    fn score<T>(
+        &self,
+        common: &Common,
+        dataset: &Dataset,
+        score: impl FnOnce(&EvalOptions<'_>) -> std::result::Result<T, TrainError>,
+    ) -> Result<T> {
+        let progress = Progress::new(common, "pictures", dataset.len());
+        let report = |done, _| progress.set(done);
+        let options = EvalOptions {
+            batch_size: self.batch,
+            progress: Some(&report),
+            stop: Some(&interrupt::STOP),
+        };
+        Ok(score(&options)?)
+    }
+}
+
+/// The scores as the library gives them, with model and data; failures have our usual shape.
+fn document(data: &DataArgs, scores: &impl Serialize, failures: &[Failure]) -> Result<Value> {
+    let mut document = json!({"model": data.model.model, "data": data.data});
+    let scores = serde_json::to_value(scores)
+        .map_err(|error| Error::input(format!("cannot write the scores: {error}")))?;
+    if let (Some(document), Value::Object(scores)) = (document.as_object_mut(), scores) {
+        document.extend(scores);
+    }
+    let failure = |failure: &Failure| json!({"path": failure.key, "error": failure.reason});
+    document["failures"] = failures.iter().map(failure).collect();
+    Ok(document)
+}
+
+/// Lists the failures; the scores are of the other pictures.
+fn finish(common: &Common, failures: &[Failure]) -> Result<Done> {
+    let failure = |failure: &Failure| {
+        let message = format!("`{}`: {}", failure.key, failure.reason);
+        inputs::Failure::new(&failure.key, Error::input(message))
+    };
+    let failures: Vec<inputs::Failure> = failures.iter().map(failure).collect();
+    print_failures(&failures, common);
+    Ok(Done::with_failures(failures.len()))
+}

@@ -1,0 +1,50 @@
+//! `preprocess`: the tensor that the image tower sees.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::args::Common;
+use crate::error::{Done, Result};
+use crate::inputs::{self, Pictures};
+use crate::model::ModelArgs;
+use crate::npy::{self, Dtype};
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct PreprocessArgs {
+    /// A picture file, or `-`
+    image: PathBuf,
+    /// The `.npy` file to write: f32, channels x height x width
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Turn the picture upright by its EXIF data
+    #[arg(long)]
+    exif: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(crate) fn run(args: &PreprocessArgs, common: &Common) -> Result<Done> {
+    let clip = args.model.open()?;
+    let pictures = Pictures::list(std::slice::from_ref(&args.image));
+    let [source] = pictures.sources()[..] else {
+        let one = || crate::error::Error::usage("give one picture file, not a directory");
+        return Err(pictures.failures.first().map_or_else(one, |failure| failure.error.clone()));
+    };
+    let tensor = clip.preprocess(source, &inputs::embed_options(args.exif))?;
+    let [height, width] = clip.config().preprocess.size;
+    let shape = [3, height, width];
+    npy::write(&args.out, Dtype::F32, &shape, &tensor)?;
+    match common.json {
+        true => output::print_json(&json!({
+            "model": args.model.model, "path": args.image, "out": args.out, "shape": shape,
+        }))?,
+        false => {
+            let out = args.out.display();
+            output::print(&format!("{out}: 3 x {height} x {width}, f32\n"))?;
+        }
+    }
+    Ok(Done::All)
+}

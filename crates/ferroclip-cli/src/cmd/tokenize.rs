@@ -1,0 +1,54 @@
+//! `tokenize`: the token ids of texts.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::args::Common;
+use crate::error::{Done, Error, Result, one_line};
+use crate::inputs::TextArgs;
+use crate::model::ModelArgs;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    #[command(flatten)]
+    texts: TextArgs,
+    /// Positions that a text may fill [default: the model's]
+    #[arg(long, value_name = "N")]
+    context_length: Option<usize>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(crate) fn run(args: &TokenizeArgs, common: &Common) -> Result<Done> {
+    if args.context_length.is_some_and(|n| n < 2) {
+        return Err(Error::usage("`--context-length` is too small")
+            .hint("start and end of text alone fill 2 positions"));
+    }
+    let texts = args.texts.read()?;
+    let clip = args.model.open()?;
+    let context_length = args.context_length.unwrap_or(clip.config().model.text_cfg.context_length);
+    let mut rows = Vec::with_capacity(texts.len());
+    let mut values = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let tokens = clip.tokenizer().tokenize(text, context_length);
+        if common.json {
+            let truncated = tokens.truncated > 0;
+            values.push(json!({"text": text, "ids": tokens.ids, "truncated": truncated}));
+        } else {
+            let ids: Vec<String> = tokens.ids.iter().map(u32::to_string).collect();
+            let cut = match tokens.truncated {
+                0 => String::new(),
+                n => format!("(cut: {n} ids too many)"),
+            };
+            rows.push(vec![one_line(text), tokens.ids.len().to_string(), ids.join(" "), cut]);
+        }
+    }
+    match common.json {
+        true => output::print_json(&json!({
+            "model": args.model.model, "texts": Value::Array(values),
+        }))?,
+        false => output::print(&output::table(&["text", "n", "ids", ""], &rows, &[1]))?,
+    }
+    Ok(Done::All)
+}

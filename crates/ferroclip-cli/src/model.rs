@@ -1,0 +1,86 @@
+//! Options of commands that run a model, and names of models.
+
+use std::path::Path;
+
+use clap::Args;
+use ferroclip::Clip;
+
+use crate::error::{Error, Result};
+
+/// The model inside the program.
+pub(crate) const BUILTIN: &str = "draw-mini";
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// A built-in name, a model directory, or a file
+    #[arg(long, default_value = BUILTIN, help_heading = "Model")]
+    pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ComputeArgs {
+    /// Where to compute: `cpu`
+    #[arg(long, default_value = "cpu", help_heading = "Model")]
+    pub(crate) device: String,
+    /// Numbers to compute with: `f32`
+    #[arg(long, default_value = "f32", help_heading = "Model")]
+    pub(crate) precision: String,
+    /// Threads [default: the cores that this process may use]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub(crate) threads: Option<usize>,
+}
+
+impl ComputeArgs {
+    /// Checks the choices and starts the threads; to be called once, before any computation.
+    pub(crate) fn set_up(&self) -> Result<()> {
+        if self.device != "cpu" {
+            return Err(Error::usage(format!("this build has no device `{}`", self.device))
+                .hint("use `--device cpu`; GPU devices are to come as cargo features"));
+        }
+        match self.precision.as_str() {
+            "f32" => {}
+            "bf16" | "int8" => {
+                let message = format!("precision `{}` is not there yet", self.precision);
+                let hint = "it comes with the CPU engine's own kernels; use `--precision f32`";
+                return Err(Error::usage(message).hint(hint));
+            }
+            other => {
+                return Err(Error::usage(format!("unknown precision: `{other}`"))
+                    .hint("use `--precision f32`"));
+            }
+        }
+        if !(1..=1024).contains(&self.n_threads()) {
+            return Err(Error::usage("`--threads` is out of range").hint("give 1 to 1024"));
+        }
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(self.n_threads())
+            .build_global()
+            .map_err(|error| Error::input(format!("cannot start threads: {error}")))
+    }
+
+    pub(crate) fn n_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(cores)
+    }
+}
+
+impl ModelArgs {
+    /// Sets up the computation and opens the model.
+    pub(crate) fn open(&self) -> Result<Clip> {
+        self.compute.set_up()?;
+        if self.model == BUILTIN {
+            return Ok(Clip::builtin()?);
+        }
+        let path = Path::new(&self.model);
+        if !path.exists() {
+            let hint = format!(
+                "give a model directory or file, or `{BUILTIN}`, the built-in model; \
+                 this build does not download models"
+            );
+            return Err(Error::input(format!("no such model: `{}`", self.model)).hint(hint));
+        }
+        Ok(Clip::open(path)?)
+    }
+}

@@ -1,0 +1,115 @@
+//! The activations of the MLP, forward and backward.
+//!
+//! | kind | y | dy/dx |
+//! |---|---|---|
+//! | QuickGELU | x s(1.702 x) | s + 1.702 x s (1 - s) |
+//! | GELU | x Phi(x) | Phi(x) + x phi(x) |
+//!
+//! with s the logistic function, Phi and phi the normal distribution and its density.
+
+use crate::isa::{MulAdd, dispatch};
+use crate::math::{erf, exp};
+
+/// Which activation an MLP has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x Phi(x), with the exact error function.
+    Gelu,
+    /// x s(1.702 x), OpenAI's.
+    QuickGelu,
+}
+
+#[inline(always)]
+fn logistic<M: MulAdd>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<M>(-x))
+}
+
+#[inline(always)]
+fn normal_cdf<M: MulAdd>(x: f32) -> f32 {
+    0.5 * (1.0 + erf::<M>(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn forward_body<M: MulAdd>(kind: Activation, x: &[f32], y: &mut [f32]) {
+    match kind {
+        Activation::QuickGelu => {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x * logistic::<M>(1.702 * x);
+            }
+        }
+        Activation::Gelu => {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x * normal_cdf::<M>(x);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_body<M: MulAdd>(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    match kind {
+        Activation::QuickGelu => {
+            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                let s = logistic::<M>(1.702 * x);
+                *dx = dy * (s + 1.702 * x * s * (1.0 - s));
+            }
+        }
+        Activation::Gelu => {
+            const DENSITY: f32 = 0.398_942_3;
+            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                let density = DENSITY * exp::<M>(-0.5 * x * x);
+                *dx = dy * (normal_cdf::<M>(x) + x * density);
+            }
+        }
+    }
+}
+
+dispatch! {
+    /// `y = act(x)`, elementwise over slices of equal length.
+    pub fn activation(kind: Activation, x: &[f32], y: &mut [f32]) = forward_body
+}
+dispatch! {
+    /// `dx = dy * act'(x)`, elementwise over slices of equal length.
+    pub fn activation_backward(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) = backward_body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+
+    fn reference(kind: Activation, x: f64) -> f64 {
+        match kind {
+            Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Activation::Gelu => {
+                let (mut term, mut sum) = (x / 2f64.sqrt(), x / 2f64.sqrt());
+                for n in 1..120 {
+                    term *= -x * x / 2.0 / f64::from(n);
+                    sum += term / f64::from(2 * n + 1);
+                }
+                x * 0.5 * (1.0 + sum * std::f64::consts::FRAC_2_SQRT_PI)
+            }
+        }
+    }
+
+    #[test]
+    fn forward_and_backward_match_f64() {
+        for isa in Isa::available() {
+            for kind in [Activation::Gelu, Activation::QuickGelu] {
+                for n in [1, 7, 16, 33, 67] {
+                    let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 4.0).collect();
+                    let (mut y, mut dx) = (vec![0.0; n], vec![0.0; n]);
+                    activation(isa, kind, &x, &mut y);
+                    activation_backward(isa, kind, &x, &vec![2.0; n], &mut dx);
+                    for i in 0..n {
+                        let at = f64::from(x[i]);
+                        let slope =
+                            (reference(kind, at + 1e-5) - reference(kind, at - 1e-5)) / 2e-5;
+                        assert!((f64::from(y[i]) - reference(kind, at)).abs() < 2e-6);
+                        assert!((f64::from(dx[i]) - 2.0 * slope).abs() < 1e-5, "{kind:?} {at}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Softmax attention within spans of packed rows, forward and backward.
+//!
+//! For one head of one span, with Q, K, V of `head_width` columns, s = head_width^-1/2:
+//!
+//! - P = softmax(s Q K^T) by rows, above the diagonal 0 where causal; O = P V
+//! - dV = P^T dO; dP = dO V^T; dS = s P (dP - rowsum(P dP)); dQ = dS K; dK = dS^T Q
+//!
+//! P is formed for one head of one span at a time and formed again in the backward pass, so no
+//! batch's score matrix is ever held. Spans run in parallel; each is computed by one thread.
+//! The pooled form has one query for each span, which sees all of the span's rows.
+
+use rayon::prelude::*;
+
+use crate::Isa;
+use crate::gemm::{Matrix, Scratch, gemm_serial};
+use crate::isa::{MulAdd, dispatch};
+use crate::math::{exp, lane_sum};
+
+/// What one attention operation looks like beside its spans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Number of heads.
+    pub heads: usize,
+    /// Columns of a head; the width is `heads * head_width`.
+    pub head_width: usize,
+    /// Whether a row sees only itself and the rows before it.
+    pub causal: bool,
+}
+
+impl AttentionShape {
+    fn width(self) -> usize {
+        self.heads * self.head_width
+    }
+
+    fn scale(self) -> f32 {
+        (self.head_width as f32).sqrt().recip()
+    }
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Buffers {
+    p: Vec<f32>,
+    dp: Vec<f32>,
+    gemm: Scratch,
+}
+
+/// Rows of each span of `x`, `width` elements a row, as slices that threads may take.
+fn split<'a>(mut x: &'a mut [f32], offsets: &[usize], width: usize) -> Vec<&'a mut [f32]> {
+    let mut spans = Vec::with_capacity(offsets.len() - 1);
+    for pair in offsets.windows(2) {
+        let (span, rest) = x.split_at_mut((pair[1] - pair[0]) * width);
+        spans.push(span);
+        x = rest;
+    }
+    spans
+}
+
+/// `out` (`[rows, width]`) from `qkv` (`[rows, 3 width]`), span by span of `offsets`.
+pub fn attention(isa: Isa, shape: AttentionShape, offsets: &[usize], qkv: &[f32], out: &mut [f32]) {
+    let width = shape.width();
+    let outs = split(out, offsets, width);
+    outs.into_par_iter().enumerate().for_each_init(Buffers::default, |buffers, (i, out)| {
+        let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
+        let n = offsets[i + 1] - offsets[i];
+        for head in 0..shape.heads {
+            if n == 0 {
+                continue;
+            }
+            probabilities(isa, shape, qkv, n, head, buffers);
+            let v = part(qkv, shape, head, 2);
+            let p = Matrix::rows(&buffers.p, n);
+            let out = &mut out[head * shape.head_width..];
+            gemm_serial(isa, [n, shape.head_width, n], p, v, out, width, false, &mut buffers.gemm);
+        }
+    });
+}
+
+/// `dqkv` (`[rows, 3 width]`) from `qkv` and `dout` (`[rows, width]`).
+pub fn attention_backward(
+    isa: Isa,
+    shape: AttentionShape,
+    offsets: &[usize],
+    qkv: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+) {
+    let width = shape.width();
+    let spans = split(dqkv, offsets, 3 * width);
+    spans.into_par_iter().enumerate().for_each_init(Buffers::default, |buffers, (i, dqkv)| {
+        let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
+        let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
+        let n = offsets[i + 1] - offsets[i];
+        for head in 0..if n == 0 { 0 } else { shape.heads } {
+            head_backward(isa, shape, n, head, qkv, dout, dqkv, buffers);
+        }
+    });
+}
+
+#[expect(clippy::too_many_arguments, reason = "one head of one span: its place and its operands")]
+fn head_backward(
+    isa: Isa,
+    shape: AttentionShape,
+    n: usize,
+    head: usize,
+    qkv: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+    buffers: &mut Buffers,
+) {
+    let (width, d) = (shape.width(), shape.head_width);
+    probabilities(isa, shape, qkv, n, head, buffers);
+    let Buffers { p, dp, gemm } = buffers;
+    dp.resize(n * n, 0.0);
+    let (q, k, v) =
+        (part(qkv, shape, head, 0), part(qkv, shape, head, 1), part(qkv, shape, head, 2));
+    let dout = Matrix::rows(&dout[head * d..], width);
+    let ld = 3 * width;
+    let mut write = |a: Matrix, b: Matrix, third: usize| {
+        let out = &mut dqkv[third * width + head * d..];
+        gemm_serial(isa, [n, d, n], a, b, out, ld, false, gemm);
+    };
+    write(Matrix::rows(p, n).transposed(), dout, 2);
+    gemm_serial(isa, [n, n, d], dout, v.transposed(), dp, n, false, &mut Scratch::default());
+    score_gradient(isa, n, shape.scale(), p, dp);
+    write(Matrix::rows(dp, n), k, 0);
+    write(Matrix::rows(dp, n).transposed(), q, 1);
+}
+
+/// Q (0), K (1) or V (2) of one head.
+fn part(qkv: &[f32], shape: AttentionShape, head: usize, third: usize) -> Matrix<'_> {
+    let start = third * shape.width() + head * shape.head_width;
+    Matrix::rows(&qkv[start..], 3 * shape.width())
+}
+
+/// P of one head into `buffers.p`, `[n, n]`.
+fn probabilities(
+    isa: Isa,
+    shape: AttentionShape,
+    qkv: &[f32],
+    n: usize,
+    head: usize,
+    buffers: &mut Buffers,
+) {
+    buffers.p.resize(n * n, 0.0);
+    let (q, k) = (part(qkv, shape, head, 0), part(qkv, shape, head, 1));
+    let p = &mut buffers.p;
+    gemm_serial(isa, [n, n, shape.head_width], q, k.transposed(), p, n, false, &mut buffers.gemm);
+    softmax_rows(isa, n, shape.scale(), shape.causal, p);
+}
+
+/// Each row of `x` becomes softmax(scale x) over its first `seen` elements, 0 beyond.
+#[inline(always)]
+fn softmax_row<M: MulAdd>(x: &mut [f32], seen: usize, scale: f32) {
+    let (x, hidden) = x.split_at_mut(seen);
+    let top = x.iter().fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
+    for x in x.iter_mut() {
+        *x = exp::<M>((*x - top) * scale);
+    }
+    let inverse = 1.0 / lane_sum(x.len(), |i| x[i]);
+    for x in x.iter_mut() {
+        *x *= inverse;
+    }
+    hidden.fill(0.0);
+}
+
+#[inline(always)]
+fn softmax_rows_body<M: MulAdd>(n: usize, scale: f32, causal: bool, x: &mut [f32]) {
+    for (i, row) in x.chunks_exact_mut(n).enumerate() {
+        softmax_row::<M>(row, if causal { i + 1 } else { n }, scale);
+    }
+}
+
+dispatch! {
+    fn softmax_rows(n: usize, scale: f32, causal: bool, x: &mut [f32]) = softmax_rows_body
+}
+
+/// dP becomes dS = s P (dP - rowsum(P dP)).
+#[inline(always)]
+fn score_gradient_body<M: MulAdd>(n: usize, scale: f32, p: &[f32], dp: &mut [f32]) {
+    for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
+        let sum = lane_sum(n, |j| p[j] * dp[j]);
+        for j in 0..n {
+            dp[j] = scale * p[j] * (dp[j] - sum);
+        }
+    }
+}
+
+dispatch! {
+    fn score_gradient(n: usize, scale: f32, p: &[f32], dp: &mut [f32]) = score_gradient_body
+}
+
+/// The pooled form: `out` (`[spans, width]`) from `q` (`[spans, width]`) and `kv`
+/// (`[rows, 2 width]`). `shape.causal` has no meaning here.
+pub fn attention_pooled(
+    isa: Isa,
+    shape: AttentionShape,
+    offsets: &[usize],
+    q: &[f32],
+    kv: &[f32],
+    out: &mut [f32],
+) {
+    let width = shape.width();
+    let work = out.par_chunks_exact_mut(width).zip(q.par_chunks_exact(width)).enumerate();
+    work.for_each_init(Vec::new, |p, (i, (out, q))| {
+        let kv = &kv[offsets[i] * 2 * width..offsets[i + 1] * 2 * width];
+        pooled(isa, shape, q, kv, p, out);
+    });
+}
+
+/// Writes `dq` (`[spans, width]`) and `dkv` (`[rows, 2 width]`).
+#[expect(clippy::too_many_arguments, reason = "three inputs, two outputs, and where they lie")]
+pub fn attention_pooled_backward(
+    isa: Isa,
+    shape: AttentionShape,
+    offsets: &[usize],
+    q: &[f32],
+    kv: &[f32],
+    dout: &[f32],
+    dq: &mut [f32],
+    dkv: &mut [f32],
+) {
+    let width = shape.width();
+    let dkvs = split(dkv, offsets, 2 * width);
+    let work = dkvs.into_par_iter().zip(dq.par_chunks_exact_mut(width)).enumerate();
+    work.for_each_init(Buffers::default, |buffers, (i, (dkv, dq))| {
+        let kv = &kv[offsets[i] * 2 * width..offsets[i + 1] * 2 * width];
+        let row = i * width..(i + 1) * width;
+        pooled_backward(isa, shape, &q[row.clone()], kv, &dout[row], buffers, dq, dkv);
+    });
+}
+
+#[inline(always)]
+fn pooled_scores<M: MulAdd>(
+    q: &[f32],
+    kv: &[f32],
+    head: usize,
+    width: usize,
+    scale: f32,
+    p: &mut [f32],
+) {
+    let d = q.len();
+    for (p, kv) in p.iter_mut().zip(kv.chunks_exact(2 * width)) {
+        let k = &kv[head * d..(head + 1) * d];
+        *p = lane_sum(d, |c| q[c] * k[c]);
+    }
+    softmax_row::<M>(p, p.len(), scale);
+}
+
+#[inline(always)]
+fn pooled_body<M: MulAdd>(
+    shape: AttentionShape,
+    q: &[f32],
+    kv: &[f32],
+    p: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let (width, d) = (shape.width(), shape.head_width);
+    p.resize(kv.len() / (2 * width), 0.0);
+    out.fill(0.0);
+    for head in 0..shape.heads {
+        let columns = head * d..(head + 1) * d;
+        pooled_scores::<M>(&q[columns.clone()], kv, head, width, shape.scale(), p);
+        let out = &mut out[columns.clone()];
+        for (&p, kv) in p.iter().zip(kv.chunks_exact(2 * width)) {
+            let v = &kv[width..][columns.clone()];
+            for c in 0..d {
+                out[c] = M::mul_add(p, v[c], out[c]);
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn pooled(shape: AttentionShape, q: &[f32], kv: &[f32], p: &mut Vec<f32>, out: &mut [f32]) = pooled_body
+}
+
+#[inline(always)]
+fn pooled_backward_body<M: MulAdd>(
+    shape: AttentionShape,
+    q: &[f32],
+    kv: &[f32],
+    dout: &[f32],
+    buffers: &mut Buffers,
+    dq: &mut [f32],
+    dkv: &mut [f32],
+) {
+    let (width, d) = (shape.width(), shape.head_width);
+    let rows = kv.len() / (2 * width);
+    let Buffers { p, dp, .. } = buffers;
+    p.resize(rows, 0.0);
+    dp.resize(rows, 0.0);
+    dq.fill(0.0);
+    for head in 0..shape.heads {
+        let columns = head * d..(head + 1) * d;
+        let (q, dout) = (&q[columns.clone()], &dout[columns.clone()]);
+        pooled_scores::<M>(q, kv, head, width, shape.scale(), p);
+        for (dp, kv) in dp.iter_mut().zip(kv.chunks_exact(2 * width)) {
+            let v = &kv[width..][columns.clone()];
+            *dp = lane_sum(d, |c| dout[c] * v[c]);
+        }
+        score_gradient_body::<M>(rows, shape.scale(), p, dp);
+        let dq = &mut dq[columns.clone()];
+        for (j, (kv, dkv)) in
+            kv.chunks_exact(2 * width).zip(dkv.chunks_exact_mut(2 * width)).enumerate()
+        {
+            let (dk, dv) = dkv.split_at_mut(width);
+            let (k, dk, dv) =
+                (&kv[columns.clone()], &mut dk[columns.clone()], &mut dv[columns.clone()]);
+            for c in 0..d {
+                dq[c] = M::mul_add(dp[j], k[c], dq[c]);
+                dk[c] = dp[j] * q[c];
+                dv[c] = p[j] * dout[c];
+            }
+        }
+    }
+}
+
+dispatch! {
+    #[expect(clippy::too_many_arguments, reason = "one span: its operands and its memory")]
+    fn pooled_backward(
+        shape: AttentionShape, q: &[f32], kv: &[f32], dout: &[f32],
+        buffers: &mut Buffers, dq: &mut [f32], dkv: &mut [f32],
+    ) = pooled_backward_body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Attention of `q[i]` over `k[..seen(i)]`, in f64, one head of one span.
+    fn head(
+        q: &[Vec<f64>],
+        k: &[Vec<f64>],
+        v: &[Vec<f64>],
+        seen: impl Fn(usize) -> usize,
+    ) -> Vec<Vec<f64>> {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let scale = (q[0].len() as f64).powf(-0.5);
+        let row = |i: usize| {
+            let e: Vec<f64> = k[..seen(i)].iter().map(|k| (scale * dot(&q[i], k)).exp()).collect();
+            let sum: f64 = e.iter().sum();
+            (0..v[0].len()).map(|c| e.iter().zip(v).map(|(e, v)| e / sum * v[c]).sum()).collect()
+        };
+        (0..q.len()).map(row).collect()
+    }
+
+    const SHAPE: AttentionShape = AttentionShape { heads: 2, head_width: 5, causal: false };
+    const OFFSETS: [usize; 4] = [0, 1, 8, 20];
+
+    fn values(n: usize) -> Vec<f64> {
+        (0..n).map(|i| ((i * i + 3 * i) as f64 * 0.37).sin()).collect()
+    }
+
+    fn full(shape: AttentionShape, qkv: &[f64]) -> Vec<f64> {
+        let (w, d) = (10, 5);
+        let mut out = vec![0.0; qkv.len() / 3];
+        for span in OFFSETS.windows(2) {
+            for h in 0..2 {
+                let third = |t: usize| -> Vec<Vec<f64>> {
+                    (span[0]..span[1])
+                        .map(|r| qkv[r * 3 * w + t * w + h * d..][..d].to_vec())
+                        .collect()
+                };
+                let n = span[1] - span[0];
+                let o =
+                    head(&third(0), &third(1), &third(2), |i| if shape.causal { i + 1 } else { n });
+                for (i, o) in o.iter().enumerate() {
+                    out[(span[0] + i) * w + h * d..][..d].copy_from_slice(o);
+                }
+            }
+        }
+        out
+    }
+
+    fn pooled_reference(q: &[f64], kv: &[f64]) -> Vec<f64> {
+        let (w, d) = (10, 5);
+        let mut out = vec![0.0; q.len()];
+        for (i, span) in OFFSETS.windows(2).enumerate() {
+            for h in 0..2 {
+                let half = |t: usize| -> Vec<Vec<f64>> {
+                    (span[0]..span[1])
+                        .map(|r| kv[r * 2 * w + t * w + h * d..][..d].to_vec())
+                        .collect()
+                };
+                let o = head(&[q[i * w + h * d..][..d].to_vec()], &half(0), &half(1), |_| {
+                    span[1] - span[0]
+                });
+                out[i * w + h * d..][..d].copy_from_slice(&o[0]);
+            }
+        }
+        out
+    }
+
+    fn f32s(x: &[f64]) -> Vec<f32> {
+        x.iter().map(|&x| x as f32).collect()
+    }
+
+    /// d(sum of f(x) weights)/dx by central differences.
+    fn slopes(x: &[f64], weights: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64> {
+        let loss = |x: &[f64]| f(x).iter().zip(weights).map(|(y, w)| y * w).sum::<f64>();
+        let at = |i: usize, by: f64| {
+            let mut x = x.to_vec();
+            x[i] += by;
+            loss(&x)
+        };
+        (0..x.len()).map(|i| (at(i, 1e-5) - at(i, -1e-5)) / 2e-5).collect()
+    }
+
+    fn close(got: &[f32], want: &[f64]) {
+        let worst =
+            got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).abs()).fold(0.0, f64::max);
+        assert!(worst < 3e-6, "{worst}");
+    }
+
+    #[test]
+    fn full_and_causal_match_f64() {
+        let (qkv, dout) = (values(20 * 30), values(20 * 10));
+        for isa in Isa::available() {
+            for causal in [false, true] {
+                let shape = AttentionShape { causal, ..SHAPE };
+                let (mut out, mut dqkv) = (vec![0.0; 200], vec![0.0; 600]);
+                attention(isa, shape, &OFFSETS, &f32s(&qkv), &mut out);
+                close(&out, &full(shape, &qkv));
+                attention_backward(isa, shape, &OFFSETS, &f32s(&qkv), &f32s(&dout), &mut dqkv);
+                close(&dqkv, &slopes(&qkv, &dout, |x| full(shape, x)));
+            }
+        }
+    }
+
+    #[test]
+    fn pooled_matches_f64() {
+        let (q, kv, dout) = (values(3 * 10), values(20 * 20), values(30));
+        for isa in Isa::available() {
+            let mut out = vec![0.0; 30];
+            attention_pooled(isa, SHAPE, &OFFSETS, &f32s(&q), &f32s(&kv), &mut out);
+            close(&out, &pooled_reference(&q, &kv));
+            let (mut dq, mut dkv) = (vec![0.0; 30], vec![0.0; 400]);
+            attention_pooled_backward(
+                isa,
+                SHAPE,
+                &OFFSETS,
+                &f32s(&q),
+                &f32s(&kv),
+                &f32s(&dout),
+                &mut dq,
+                &mut dkv,
+            );
+            close(&dq, &slopes(&q, &dout, |q| pooled_reference(q, &kv)));
+            close(&dkv, &slopes(&kv, &dout, |kv| pooled_reference(&q, kv)));
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Which instruction set the kernels run on, decided once at run time.
+//!
+//! The environment variable `FERROCLIP_ISA` (`scalar`, `avx2`, `avx512`) forces a set that is
+//! lower than the best one present, so that tests can cover all of them on one machine. A set
+//! that the processor lacks is never chosen.
+
+use std::sync::OnceLock;
+
+/// An instruction set that this processor has.
+///
+/// A value is a proof of presence: values come only from [`Isa::active`] and
+/// [`Isa::available`], which ask the processor first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Isa(pub(crate) Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Isa {
+    /// The set in use: the best one present, or the one that `FERROCLIP_ISA` names.
+    pub fn active() -> Isa {
+        static ACTIVE: OnceLock<Isa> = OnceLock::new();
+        *ACTIVE.get_or_init(|| {
+            let available = Isa::available();
+            let best = available[available.len() - 1];
+            let wanted = std::env::var("FERROCLIP_ISA").unwrap_or_default();
+            available.iter().copied().find(|isa| isa.name() == wanted).unwrap_or(best)
+        })
+    }
+
+    /// All sets that this processor has, the lowest first. Never empty.
+    pub fn available() -> Vec<Isa> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "x86 pushes more"))]
+        let mut sets = vec![Isa(Level::Scalar)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let fma = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            if fma {
+                sets.push(Isa(Level::Avx2));
+            }
+            if fma && is_x86_feature_detected!("avx512f") {
+                sets.push(Isa(Level::Avx512));
+            }
+        }
+        sets
+    }
+
+    /// The name that `FERROCLIP_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => "avx512",
+        }
+    }
+}
+
+/// Multiply-add, fused where the instruction set has it. Generic loop bodies take it as a
+/// parameter: `f32::mul_add` without hardware support would be a slow library call.
+pub(crate) trait MulAdd: Copy {
+    /// `a * b + c`.
+    fn mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// Two roundings: for sets without a fused instruction.
+#[derive(Clone, Copy)]
+pub(crate) struct Unfused;
+/// One rounding.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only today"))]
+pub(crate) struct Fused;
+
+impl MulAdd for Unfused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a * b + c
+    }
+}
+
+impl MulAdd for Fused {
+    #[inline(always)]
+    fn mul_add(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+/// Writes a public function that runs the `#[inline(always)]` generic body `$body` compiled for
+/// the active instruction set; the compiler vectorises the body for each.
+macro_rules! dispatch {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::isa::Fused>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::isa::Fused>($($arg),*)
+            }
+            match isa.0 {
+                $crate::isa::Level::Scalar => $body::<$crate::isa::Unfused>($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` value proves that the processor has these features.
+                $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+pub(crate) use dispatch;

@@ -1,0 +1,22 @@
+//! The numeric loops of ferroclip, over slices.
+//!
+//! Kernels take slices and dimensions and write into the caller's memory. They know nothing of
+//! tensors with gradients, of files, or of the names of models. Each runs on the instruction set
+//! that the caller names with an [`Isa`] value; [`Isa::active`] is the best one present. This is
+//! the only crate with `unsafe`.
+
+mod activation;
+mod attention;
+mod gemm;
+mod isa;
+mod layer_norm;
+mod math;
+pub mod resample;
+
+pub use activation::{Activation, activation, activation_backward};
+pub use attention::{
+    AttentionShape, attention, attention_backward, attention_pooled, attention_pooled_backward,
+};
+pub use gemm::{Matrix, Scratch, gemm, gemm_serial};
+pub use isa::Isa;
+pub use layer_norm::{layer_norm, layer_norm_backward};

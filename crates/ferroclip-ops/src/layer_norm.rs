@@ -1,0 +1,64 @@
+//! Layer norm over each row; the formulas stand in `ferroclip_kernels::layer_norm`.
+//!
+//! | value | shape |
+//! |---|---|
+//! | `x`, y | `[rows, width]` |
+//! | `gain`, `bias` | `[width]` |
+
+use burn::backend::Flex;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops};
+use burn::prelude::*;
+use ferroclip_kernels::{Isa, layer_norm_backward};
+
+use crate::cpu::{Cpu, input, operands};
+use crate::threads::in_rows;
+
+/// `(x - mean) / sqrt(variance + eps) * gain + bias`, row by row, with the biased variance.
+pub fn layer_norm(x: Tensor<2>, gain: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {
+    let shape @ [_, width] = x.dims();
+    assert_eq!([width, width], [gain.dims()[0], bias.dims()[0]], "layer_norm: x, gain and bias");
+    let Some(operands) = operands([input(&x), input(gain), input(bias)]) else {
+        let centred = x.clone() - x.mean_dim(1);
+        let variance = (centred.clone() * centred.clone()).mean_dim(1);
+        let unit = centred / (variance + eps).sqrt();
+        return unit * gain.clone().unsqueeze::<2>() + bias.clone().unsqueeze::<2>();
+    };
+    let eps = eps as f32;
+    let [x, gain, bias] = &operands.values;
+    let mut y = vec![0.0; x.data().len()];
+    in_rows(&mut y, width, |row, y| {
+        let x = &x.data()[row * width..][..y.len()];
+        ferroclip_kernels::layer_norm(Isa::active(), x, gain.data(), bias.data(), eps, y);
+    });
+    let state = (x.clone(), gain.clone(), eps, shape);
+    operands.finish(Cpu::from_vec(y, &shape), LayerNormBackward, state)
+}
+
+#[derive(Debug)]
+struct LayerNormBackward;
+
+impl Backward<Flex, 3> for LayerNormBackward {
+    type State = (Cpu, Cpu, f32, [usize; 2]);
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = Cpu::gradient(grads.consume::<Flex>(&ops.node));
+        let (x, gain, eps, shape @ [_, width]) = ops.state;
+        let mut dx = vec![0.0; x.data().len()];
+        let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
+        let (x, gain, dy) = (x.data(), gain.data(), dy.data());
+        // One thread: the sums over rows keep one order whatever the number of threads.
+        layer_norm_backward(Isa::active(), x, gain, eps, dy, &mut dx, &mut dgain, &mut dbias);
+        let [x_node, gain_node, bias_node] = ops.parents;
+        for (node, values, shape) in [
+            (x_node, dx, &shape[..]),
+            (gain_node, dgain, &[width][..]),
+            (bias_node, dbias, &[width][..]),
+        ] {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, Cpu::from_vec(values, shape).into_primitive());
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The leaf operations that the towers are written in.
+//!
+//! Activations are packed rows, `[rows, width]`, beside [`Spans`] that say where each sequence
+//! starts. Each operation is one function in one file. A CPU f32 tensor goes to our kernels, with
+//! a hand-written backward where autodiff is on; anything else (other devices, f64) goes to
+//! plain Burn operations, which differentiate themselves. Wrong shapes are our bugs and panic.
+#![forbid(unsafe_code)]
+
+mod activation;
+mod attention;
+mod cpu;
+mod layer_norm;
+mod linear;
+mod rows;
+mod spans;
+mod threads;
+
+pub use activation::activation;
+pub use attention::{attention, attention_pooled};
+pub use ferroclip_kernels::Activation;
+pub use layer_norm::layer_norm;
+pub use linear::{Linear, project};
+pub use rows::{embed_tokens, mean_rows, patch_rows, select_rows, unit_rows};
+pub use spans::Spans;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! Making, choosing and reducing packed rows. Plain Burn operations: they move little memory.
+
+use burn::prelude::*;
+use burn::tensor::{Int, TensorData};
+
+use crate::Spans;
+
+fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i32> = values.into_iter().map(|i| i as i32).collect();
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), device)
+}
+
+/// Rows of a batch of texts: the token's embedding plus that of its place in the text.
+///
+/// | value | shape |
+/// |---|---|
+/// | `table` | `[vocab_size, width]` |
+/// | `positions` | `[context_length, width]` |
+/// | `ids` | one for each row of `spans`, all below `vocab_size` |
+/// | result | `[rows, width]` |
+pub fn embed_tokens(
+    table: &Tensor<2>,
+    positions: &Tensor<2>,
+    ids: &[u32],
+    spans: &Spans,
+) -> Tensor<2> {
+    assert_eq!(ids.len(), spans.rows(), "one id for each row");
+    let device = table.device();
+    let tokens = table.clone().select(0, indices(ids.iter().map(|&id| id as usize), &device));
+    let places = spans.iter().flat_map(|rows| 0..rows.len());
+    tokens + positions.clone().select(0, indices(places, &device))
+}
+
+/// Rows of a batch of images: the class row, where there is one, before the patch rows of each
+/// image; the position table is added to both.
+///
+/// | value | shape |
+/// |---|---|
+/// | `patches` | `[n * grid_cells, width]`, after the patch projection |
+/// | `class` | `[width]` |
+/// | `positions` | `[rows of an image, width]` |
+/// | result | `[n * rows of an image, width]` |
+pub fn patch_rows(
+    patches: Tensor<2>,
+    class: Option<&Tensor<1>>,
+    positions: &Tensor<2>,
+) -> Tensor<2> {
+    let [per_image, width] = positions.dims();
+    let cells = per_image - usize::from(class.is_some());
+    let n = patches.dims()[0] / cells;
+    let mut x: Tensor<3> = patches.reshape([n, cells, width]);
+    if let Some(class) = class {
+        let class: Tensor<3> = class.clone().reshape([1, 1, width]).expand([n, 1, width]);
+        x = Tensor::cat(vec![class, x], 1);
+    }
+    let x = x + positions.clone().unsqueeze::<3>();
+    x.reshape([n * per_image, width])
+}
+
+/// The rows at `chosen`, in that order: `[chosen.len(), width]`.
+pub fn select_rows(x: Tensor<2>, chosen: &[usize]) -> Tensor<2> {
+    let device = x.device();
+    x.select(0, indices(chosen.iter().copied(), &device))
+}
+
+/// The mean of each span's rows from its row `skip` on: `[spans.count(), width]`.
+///
+/// All spans must have the same length, as those of images do.
+pub fn mean_rows(x: Tensor<2>, spans: &Spans, skip: usize) -> Tensor<2> {
+    let (n, len, width) = (spans.count(), spans.longest(), x.dims()[1]);
+    assert_eq!(n * len, x.dims()[0], "spans of one length");
+    let x: Tensor<3> = x.reshape([n, len, width]);
+    x.slice([0..n, skip..len, 0..width]).mean_dim(1).reshape([n, width])
+}
+
+/// Each row divided by its Euclidean norm, `[rows, width]`. No epsilon, as in the references.
+pub fn unit_rows(x: Tensor<2>) -> Tensor<2> {
+    let norm = (x.clone() * x.clone()).sum_dim(1).sqrt();
+    x / norm
+}

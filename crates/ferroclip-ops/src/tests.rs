@@ -1,0 +1,127 @@
+//! The fast path (f32) against the portable path (f64), forward and backward, for every
+//! operation that has both; and the portable path's gradients against finite differences.
+
+use burn::prelude::*;
+use burn::tensor::{DType, TensorData};
+
+use crate::{
+    Activation, Linear, Spans, activation, attention, attention_pooled, layer_norm, project,
+};
+
+type Op<'a> = dyn Fn(&[Tensor<2>]) -> Tensor<2> + 'a;
+
+/// A matrix with the shape of an operand and values that repeat nowhere.
+fn operand([rows, columns]: [usize; 2], seed: usize) -> TensorData {
+    let value = |i: usize| (((i + 31 * seed) * (i + 7)) as f64 * 0.123).sin();
+    TensorData::new((0..rows * columns).map(value).collect::<Vec<f64>>(), [rows, columns])
+}
+
+/// The result and the gradient of sum(result * weights) for each operand.
+fn run(op: &Op<'_>, shapes: &[[usize; 2]], dtype: DType) -> Vec<Vec<f64>> {
+    let device = Device::flex().autodiff();
+    let make = |(i, &shape): (usize, &[usize; 2])| {
+        Tensor::<2>::from_data(operand(shape, i), (&device, dtype)).require_grad()
+    };
+    let operands: Vec<_> = shapes.iter().enumerate().map(make).collect();
+    let y = op(&operands);
+    let weights = Tensor::from_data(operand(y.dims(), 99), (&device, dtype));
+    let grads = (y.clone() * weights).sum().backward();
+    let mut all = vec![values(y)];
+    all.extend(
+        operands.iter().map(|x| values(x.grad(&grads).expect("every operand has a gradient"))),
+    );
+    all
+}
+
+fn values(x: Tensor<2>) -> Vec<f64> {
+    x.into_data().convert::<f64>().try_to_vec().expect("converted to f64")
+}
+
+fn check(name: &str, shapes: &[[usize; 2]], op: &Op<'_>) {
+    let (fast, portable) = (run(op, shapes, DType::F32), run(op, shapes, DType::F64));
+    for (which, (fast, portable)) in fast.iter().zip(&portable).enumerate() {
+        let norm = portable.iter().map(|p| p * p).sum::<f64>().sqrt();
+        let error = fast.iter().zip(portable).map(|(f, p)| (f - p).powi(2)).sum::<f64>().sqrt();
+        // f32 rounding over sums of at most a few hundred terms.
+        assert!(error <= 2e-6 * norm, "{name}: value {which} is off by {error:e} of {norm:e}");
+    }
+    finite_differences(name, shapes, op, &portable);
+}
+
+/// Moves one element of each operand in f64 and compares the slope with the gradient.
+fn finite_differences(name: &str, shapes: &[[usize; 2]], op: &Op<'_>, grads: &[Vec<f64>]) {
+    let device = Device::flex();
+    for (which, shape) in shapes.iter().enumerate() {
+        let moved = (shape[0] * shape[1]) / 2;
+        let loss = |by: f64| {
+            let make = |(i, &shape): (usize, &[usize; 2])| {
+                let mut data = operand(shape, i).try_to_vec::<f64>().expect("f64");
+                if i == which {
+                    data[moved] += by;
+                }
+                Tensor::<2>::from_data(TensorData::new(data, shape), (&device, DType::F64))
+            };
+            let y = op(&shapes.iter().enumerate().map(make).collect::<Vec<_>>());
+            let weights = operand(y.dims(), 99).try_to_vec::<f64>().expect("f64");
+            values(y).iter().zip(&weights).map(|(y, w)| y * w).sum::<f64>()
+        };
+        let slope = (loss(1e-5) - loss(-1e-5)) / 2e-5;
+        let grad = grads[which + 1][moved];
+        assert!(
+            (slope - grad).abs() < 1e-6 * (1.0 + slope.abs()),
+            "{name}: {slope} against {grad}"
+        );
+    }
+}
+
+fn flat(x: &Tensor<2>) -> Tensor<1> {
+    x.clone().flatten(0, 1)
+}
+
+#[test]
+fn linear_agrees() {
+    check("linear", &[[13, 37], [50, 37], [1, 50]], &|x| {
+        Linear::new(x[1].clone(), Some(flat(&x[2]))).forward(x[0].clone())
+    });
+    check("linear without bias", &[[5, 8], [6, 8]], &|x| {
+        Linear::new(x[1].clone(), None).forward(x[0].clone())
+    });
+    check("part of a linear", &[[5, 8], [6, 8], [1, 6]], &|x| {
+        Linear::new(x[1].clone(), Some(flat(&x[2]))).outputs(2..5).forward(x[0].clone())
+    });
+    check("project", &[[40, 33], [33, 70]], &|x| project(x[0].clone(), &x[1]));
+}
+
+#[test]
+fn layer_norm_agrees() {
+    check("layer_norm", &[[9, 35], [1, 35], [1, 35]], &|x| {
+        layer_norm(x[0].clone(), &flat(&x[1]), &flat(&x[2]), 1e-5)
+    });
+}
+
+#[test]
+fn activation_agrees() {
+    for kind in [Activation::Gelu, Activation::QuickGelu] {
+        check("activation", &[[9, 35]], &|x| activation(x[0].clone() * 3.0, kind));
+    }
+}
+
+#[test]
+fn attention_agrees() {
+    let spans = Spans::from_lengths([1, 7, 12]);
+    for causal in [false, true] {
+        check("attention", &[[20, 30]], &|x| attention(x[0].clone(), &spans, 2, causal));
+    }
+    check("attention_pooled", &[[3, 10], [20, 20]], &|x| {
+        attention_pooled(x[0].clone(), x[1].clone(), &spans, 2)
+    });
+}
+
+#[test]
+fn the_fast_path_is_taken_and_f64_is_not() {
+    let device = Device::flex();
+    let x = Tensor::<2>::from_data(operand([2, 3], 1), (&device, DType::F32));
+    assert!(crate::cpu::operands([crate::cpu::input(&x)]).is_some());
+    let x = Tensor::<2>::from_data(operand([2, 3], 1), (&device, DType::F64));
+    assert!(crate::cpu::operands([crate::cpu::input(&x)]).is_none());
+}

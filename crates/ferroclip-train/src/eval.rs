@@ -1,0 +1,449 @@
+//! Scores of a model on data: zero-shot classification and retrieval.
+//!
+//! Pictures that cannot be read are left out, counted and named. Of equal similarities the earlier
+//! label, picture or text wins, so that every score is reproducible.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::AtomicBool;
+
+use ferroclip::{Classifier, Clip, EmbedOptions, Embeddings, Error, ImageSource};
+use ferroclip_data::{Dataset, Failure, Tally};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::error::TrainError;
+
+/// Answers that count as near.
+const TOP: usize = 5;
+
+/// How to go through the data.
+#[derive(Clone, Copy, Default)]
+pub struct EvalOptions<'a> {
+    /// Pictures at a time; 0 for 64. Scores do not depend on it.
+    pub batch_size: usize,
+    /// Called with the number of pictures done and of all.
+    pub progress: Option<&'a dyn Fn(usize, usize)>,
+    /// Once it is true, the call ends with [`TrainError::Cancelled`].
+    pub stop: Option<&'a AtomicBool>,
+}
+
+impl std::fmt::Debug for EvalOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EvalOptions").field("batch_size", &self.batch_size).finish_non_exhaustive()
+    }
+}
+
+/// What to classify, and into what.
+#[derive(Clone, Copy, Debug)]
+pub struct ZeroShotTask<'a> {
+    /// The column of labels.
+    pub label_column: &'a str,
+    /// The labels to choose from; all that the data has, in alphabetical order, where there are none.
+    pub labels: Option<&'a [String]>,
+    /// Wrap the labels; the model's own where there are none.
+    pub templates: &'a [String],
+}
+
+/// The outcome of zero-shot classification. Scores are shares, 0 to 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ZeroShot {
+    /// Pictures scored.
+    pub n: usize,
+    /// Labels to choose from.
+    pub n_labels: usize,
+    /// The right label is the first.
+    pub top1: f64,
+    /// The right label is among the first five.
+    pub top5: f64,
+    /// The mean over classes of the share that is right.
+    pub mean_per_class_recall: f64,
+    /// Each class that has pictures.
+    pub classes: Vec<ClassScore>,
+    /// Each picture.
+    #[serde(skip)]
+    pub predictions: Vec<Prediction>,
+    /// Pictures that could not be scored.
+    pub failures: Vec<Failure>,
+}
+
+/// The outcome for one class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassScore {
+    /// The label.
+    pub label: String,
+    /// Its pictures.
+    pub n: usize,
+    /// The share of them whose first label is right.
+    pub top1: f64,
+    /// The share of them with the right label among the first five.
+    pub top5: f64,
+}
+
+/// The outcome for one picture.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// The picture's name in the data.
+    pub file: String,
+    /// The right label.
+    pub label: String,
+    /// The first label.
+    pub predicted: String,
+    /// Its score, 0 to 1.
+    pub score: f32,
+    /// Whether the right label is among the first five.
+    pub in_top5: bool,
+}
+
+/// The share of queries with a right answer among the first 1, 5 and 10.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Recall {
+    /// The first.
+    pub r1: f64,
+    /// The first five.
+    pub r5: f64,
+    /// The first ten.
+    pub r10: f64,
+}
+
+/// The outcome of retrieval.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Retrieval {
+    /// Pictures scored.
+    pub n: usize,
+    /// Their captions.
+    pub n_texts: usize,
+    /// One of the picture's own captions is found.
+    pub image_to_text: Recall,
+    /// The caption's own picture is found.
+    pub text_to_image: Recall,
+    /// Captions that were cut to the context length.
+    pub truncated: usize,
+    /// Pictures that could not be scored.
+    pub failures: Vec<Failure>,
+}
+
+/// Scores of one validation set during training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SetScore {
+    /// The data.
+    pub path: String,
+    /// The number that decides which weights are the best: top-1, or the mean of both R@1.
+    pub score: f64,
+    /// Zero-shot top-1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top1: Option<f64>,
+    /// Zero-shot top-5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top5: Option<f64>,
+    /// Retrieval of texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_to_text: Option<Recall>,
+    /// Retrieval of pictures.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_to_image: Option<Recall>,
+}
+
+/// Pictures as unit embeddings.
+#[derive(Debug)]
+pub struct Pictures {
+    /// A row for each picture that could be read.
+    pub embeddings: Embeddings,
+    /// The row of the data that each belongs to.
+    pub rows: Vec<usize>,
+    /// Those that could not be read.
+    pub failures: Vec<Failure>,
+}
+
+/// Embeds the pictures of the given rows.
+///
+/// # Errors
+/// Where the stop flag was raised, or no picture can be read.
+pub fn embed_pictures(
+    clip: &Clip,
+    dataset: &Dataset,
+    rows: &[usize],
+    options: &EvalOptions<'_>,
+) -> Result<Pictures, TrainError> {
+    let batch_size = if options.batch_size == 0 { 64 } else { options.batch_size };
+    let embed = EmbedOptions { batch_size, stop: options.stop, ..EmbedOptions::default() };
+    let (mut data, mut good, mut tally) = (Vec::new(), Vec::new(), Tally::default());
+    for (place, rows) in rows.chunks(batch_size).enumerate() {
+        let files: Vec<_> = rows.par_iter().map(|&row| dataset.read(row)).collect();
+        let mut sources = Vec::with_capacity(rows.len());
+        for (file, &row) in files.iter().zip(rows) {
+            match file {
+                Ok(bytes) => sources.push((ImageSource::Bytes(bytes), row)),
+                Err(error) => tally.fail(dataset.key(row), error),
+            }
+        }
+        let (images, read): (Vec<_>, Vec<usize>) = sources.into_iter().unzip();
+        let found = clip.embed_images_with(&images, &embed).map_err(cancelled)?;
+        data.extend(found.embeddings.data);
+        good.extend(found.inputs.iter().map(|&input| read[input]));
+        for (input, error) in &found.failures {
+            let reason = match error {
+                Error::Image { source, .. } => source.to_string(),
+                other => other.to_string(),
+            };
+            tally.fail(dataset.key(read[*input]), reason);
+        }
+        if let Some(progress) = options.progress {
+            progress(place * batch_size + rows.len(), dataset.len());
+        }
+    }
+    if good.is_empty() {
+        let first = tally.failures().first().map(|f| format!("; first `{}`: {}", f.key, f.reason));
+        let reason = format!("none of its pictures can be used{}", first.unwrap_or_default());
+        return Err(TrainError::Evaluation { path: dataset.path().to_owned(), reason });
+    }
+    let dim = clip.config().model.embed_dim;
+    let embeddings = Embeddings { rows: good.len(), dim, data, truncated: Vec::new() };
+    Ok(Pictures { embeddings, rows: good, failures: tally.failures().to_vec() })
+}
+
+fn cancelled(error: Error) -> TrainError {
+    match error {
+        Error::Cancelled => TrainError::Cancelled,
+        other => other.into(),
+    }
+}
+
+/// The labels of a column, each once, in alphabetical order, without empty ones.
+///
+/// # Errors
+/// Where there is no such column.
+pub fn label_union(dataset: &Dataset, column: &str) -> Result<Vec<String>, TrainError> {
+    let column = dataset.column_index(column)?;
+    let labels: BTreeSet<&str> = (0..dataset.len()).map(|row| dataset.cell(row, column)).collect();
+    Ok(labels.into_iter().filter(|label| !label.is_empty()).map(str::to_owned).collect())
+}
+
+/// Classifies every picture of the data by its label.
+///
+/// # Errors
+/// Where the column is unknown, a label is not among those to choose from, a template lacks `{}`,
+/// no picture can be read, or the stop flag was raised.
+pub fn zero_shot(
+    clip: &Clip,
+    dataset: &Dataset,
+    task: &ZeroShotTask<'_>,
+    options: &EvalOptions<'_>,
+) -> Result<ZeroShot, TrainError> {
+    let column = dataset.column_index(task.label_column)?;
+    let labels = match task.labels {
+        Some(labels) => labels.to_vec(),
+        None => label_union(dataset, task.label_column)?,
+    };
+    let known: HashMap<&str, usize> =
+        labels.iter().enumerate().rev().map(|(i, label)| (label.as_str(), i)).collect();
+    let rows: Vec<usize> =
+        (0..dataset.len()).filter(|&row| !dataset.cell(row, column).is_empty()).collect();
+    let unknown =
+        rows.iter().map(|&row| dataset.cell(row, column)).find(|l| !known.contains_key(l));
+    if let Some(label) = unknown {
+        let reason = format!("its label `{label}` is not among the labels to choose from");
+        return Err(TrainError::Evaluation { path: dataset.path().to_owned(), reason });
+    }
+    let own = &clip.config().templates;
+    let templates = if task.templates.is_empty() { own.as_slice() } else { task.templates };
+    let classifier = Classifier::new(clip, &labels, templates)?;
+    let pictures = embed_pictures(clip, dataset, &rows, options)?;
+    let predictions: Vec<Prediction> = (0..pictures.rows.len())
+        .into_par_iter()
+        .map(|i| {
+            let row = pictures.rows[i];
+            let label = dataset.cell(row, column);
+            let best = classifier.classify(pictures.embeddings.row(i), TOP);
+            Prediction {
+                file: dataset.key(row).to_owned(),
+                label: label.to_owned(),
+                predicted: best[0].label.clone(),
+                score: best[0].score,
+                in_top5: best.iter().any(|score| score.label == label),
+            }
+        })
+        .collect();
+    Ok(summary(&labels, predictions, pictures.failures))
+}
+
+fn summary(labels: &[String], predictions: Vec<Prediction>, failures: Vec<Failure>) -> ZeroShot {
+    let mut counts: HashMap<&str, [usize; 3]> = HashMap::new();
+    for p in &predictions {
+        let count = counts.entry(&p.label).or_default();
+        count[0] += 1;
+        count[1] += usize::from(p.predicted == p.label);
+        count[2] += usize::from(p.in_top5);
+    }
+    let share = |part: usize, all: usize| part as f64 / all.max(1) as f64;
+    let classes: Vec<ClassScore> = labels
+        .iter()
+        .filter_map(|label| {
+            let [n, top1, top5] = counts.remove(label.as_str())?;
+            Some(ClassScore { label: label.clone(), n, top1: share(top1, n), top5: share(top5, n) })
+        })
+        .collect();
+    let n = predictions.len();
+    let right = predictions.iter().filter(|p| p.predicted == p.label).count();
+    let near = predictions.iter().filter(|p| p.in_top5).count();
+    let recall: f64 = classes.iter().map(|class| class.top1).sum();
+    ZeroShot {
+        n,
+        n_labels: labels.len(),
+        top1: share(right, n),
+        top5: share(near, n),
+        mean_per_class_recall: recall / classes.len().max(1) as f64,
+        classes,
+        predictions,
+        failures,
+    }
+}
+
+/// Finds captions by pictures and pictures by captions. Rows with the same picture are one picture
+/// with several captions; empty captions are passed over, and so are pictures without any.
+///
+/// # Errors
+/// Where a column is unknown, there are no captions, no picture can be read, or the stop flag was
+/// raised.
+pub fn retrieval(
+    clip: &Clip,
+    dataset: &Dataset,
+    caption_columns: &[String],
+    options: &EvalOptions<'_>,
+) -> Result<Retrieval, TrainError> {
+    let columns = caption_columns.iter().map(|name| dataset.column_index(name));
+    let columns: Vec<usize> = columns.collect::<Result<_, _>>()?;
+    let mut captions: HashMap<&str, Vec<&str>> = HashMap::new();
+    let mut rows = Vec::new();
+    for row in 0..dataset.len() {
+        let cells = columns.iter().map(|&column| dataset.cell(row, column));
+        let texts: Vec<&str> = cells.filter(|text| !text.trim().is_empty()).collect();
+        if !texts.is_empty() {
+            let list = captions.entry(dataset.key(row)).or_default();
+            if list.is_empty() {
+                rows.push(row);
+            }
+            list.extend(texts);
+        }
+    }
+    let pictures = embed_pictures(clip, dataset, &rows, options)?;
+    let (mut texts, mut owners) = (Vec::<&str>::new(), Vec::new());
+    for (picture, &row) in pictures.rows.iter().enumerate() {
+        let own = &captions[dataset.key(row)];
+        texts.extend(own);
+        owners.extend(own.iter().map(|_| picture));
+    }
+    let embed = EmbedOptions { stop: options.stop, ..EmbedOptions::default() };
+    let embedded = clip.embed_texts_with(&texts, &embed).map_err(cancelled)?;
+    let (image_to_text, text_to_image) = recalls(&pictures.embeddings, &embedded, &owners);
+    Ok(Retrieval {
+        n: pictures.rows.len(),
+        n_texts: texts.len(),
+        image_to_text,
+        text_to_image,
+        truncated: embedded.truncated.len(),
+        failures: pictures.failures,
+    })
+}
+
+/// Recall both ways; text `i` belongs to picture `owners[i]`.
+fn recalls(pictures: &Embeddings, texts: &Embeddings, owners: &[usize]) -> (Recall, Recall) {
+    let of_pictures: Vec<usize> = (0..pictures.rows)
+        .into_par_iter()
+        .map(|i| rank(pictures.row(i), texts, |text| owners[text] == i))
+        .collect();
+    let of_texts: Vec<usize> = (0..texts.rows)
+        .into_par_iter()
+        .map(|i| rank(texts.row(i), pictures, |picture| picture == owners[i]))
+        .collect();
+    (recall(&of_pictures), recall(&of_texts))
+}
+
+/// How many wrong answers come before the best right one.
+fn rank(query: &[f32], answers: &Embeddings, is_right: impl Fn(usize) -> bool) -> usize {
+    let similarities: Vec<f32> = answers.iter().map(|answer| dot(query, answer)).collect();
+    let right = (0..similarities.len()).filter(|&i| is_right(i));
+    let best = right.reduce(|a, b| if similarities[b] > similarities[a] { b } else { a });
+    let Some(best) = best else { return usize::MAX };
+    let before = |(i, &s): (usize, &f32)| {
+        !is_right(i) && (s > similarities[best] || (s == similarities[best] && i < best))
+    };
+    similarities.iter().enumerate().filter(|&item| before(item)).count()
+}
+
+fn recall(ranks: &[usize]) -> Recall {
+    let within = |k: usize| {
+        ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64
+    };
+    Recall { r1: within(1), r5: within(5), r10: within(10) }
+}
+
+/// Dot product in eight sums, which the compiler can do at once.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; 8];
+    let (a8, a_rest) = a.as_chunks::<8>();
+    let (b8, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a8.iter().zip(b8) {
+        for lane in 0..8 {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(dim: usize, data: &[f32]) -> Embeddings {
+        let (rows, data) = (data.len() / dim, data.to_vec());
+        Embeddings { rows, dim, data, truncated: Vec::new() }
+    }
+
+    #[test]
+    fn recall_with_several_captions_a_picture() {
+        let pictures = rows(2, &[1.0, 0.0, 0.0, 1.0]);
+        // The first picture's captions: one far, one near; the second's: one nearer to the first.
+        let texts = rows(2, &[0.0, 1.0, 0.9, 0.1, 0.8, 0.2]);
+        let (to_text, to_image) = recalls(&pictures, &texts, &[0, 0, 1]);
+        assert_eq!(to_text, Recall { r1: 0.5, r5: 1.0, r10: 1.0 });
+        assert_eq!(to_image, Recall { r1: 1.0 / 3.0, r5: 1.0, r10: 1.0 });
+    }
+
+    #[test]
+    fn ranks_count_wrong_answers_only_and_ties_by_place() {
+        let answers = rows(1, &[1.0, 2.0, 2.0, 3.0]);
+        assert_eq!(rank(&[1.0], &answers, |i| i == 2), 2);
+        assert_eq!(rank(&[1.0], &answers, |i| i == 1), 1);
+        assert_eq!(rank(&[1.0], &answers, |i| i >= 2), 0);
+        assert_eq!(rank(&[1.0], &answers, |_| false), usize::MAX);
+    }
+
+    #[test]
+    fn classes_weigh_the_same() {
+        let prediction = |label: &str, predicted: &str, in_top5| Prediction {
+            file: String::new(),
+            label: label.into(),
+            predicted: predicted.into(),
+            score: 0.5,
+            in_top5,
+        };
+        let predictions = vec![
+            prediction("a", "a", true),
+            prediction("a", "a", true),
+            prediction("a", "b", true),
+            prediction("b", "a", false),
+        ];
+        let labels = ["a", "b", "c"].map(String::from);
+        let score = summary(&labels, predictions, Vec::new());
+        assert_eq!((score.n, score.n_labels, score.top1, score.top5), (4, 3, 0.5, 0.75));
+        assert!((score.mean_per_class_recall - 1.0 / 3.0).abs() < 1e-12);
+        assert_eq!(score.classes.len(), 2);
+    }
+
+    #[test]
+    fn dot_products_of_any_length() {
+        let a: Vec<f32> = (0..19).map(|i| i as f32).collect();
+        assert_eq!(dot(&a, &a), (0..19).map(|i| (i * i) as f32).sum::<f32>());
+    }
+}

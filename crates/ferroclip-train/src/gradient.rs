@@ -1,0 +1,156 @@
+//! The exact gradient of one big batch, a part of it in memory at a time (gradient caching).
+//!
+//! ```text
+//! for each micro-batch   unit embeddings, without a tape
+//! once                   loss of all pairs; its gradient d by each unit embedding
+//! for each micro-batch   unit embeddings with a tape; backward from sum(unit * d); add up
+//! ```
+//!
+//! By the chain rule the sum over micro-batches is the gradient of the whole, `logit_scale`
+//! included; only the order of f32 sums differs. A batch that is one micro-batch keeps its tape from
+//! the first pass and needs no second one.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::prelude::*;
+use burn::tensor::TensorData;
+use ferroclip::{ImageTower, ModelConfig, Params, TextTower, Weights};
+use ferroclip_ops::unit_rows;
+
+use crate::loss::{contrastive_loss, positive_groups};
+use crate::optimizer::Named;
+
+/// The pairs of one step.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// `[B, 3, height, width]`.
+    pub pixels: Vec<f32>,
+    /// Token ids of each text, with start and end.
+    pub texts: Vec<Vec<u32>>,
+    /// The patches that each image shows; none for all.
+    pub keep: Option<Vec<Vec<usize>>>,
+}
+
+/// What a batch gives.
+#[derive(Clone, Debug)]
+pub struct BatchGradient {
+    /// The loss.
+    pub loss: f64,
+    /// The gradient of every tensor.
+    pub gradients: Named,
+}
+
+/// How to go through a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchOptions {
+    /// Pairs in memory at a time.
+    pub micro_batch: usize,
+    /// Rows with equal texts are positives of each other.
+    pub multi_positive: bool,
+}
+
+/// Both towers on one device.
+struct Towers {
+    params: Params,
+    image: ImageTower,
+    text: TextTower,
+}
+
+impl Towers {
+    fn new(config: &ModelConfig, weights: &Weights, device: &Device) -> Towers {
+        let params = Params::new(weights, device);
+        let image = ImageTower::new(config, &params);
+        let text = TextTower::new(config, &params);
+        Towers { params, image, text }
+    }
+
+    /// Unit embeddings of the pairs in `range`.
+    fn forward(&self, batch: &Batch, range: std::ops::Range<usize>) -> [Tensor<2>; 2] {
+        let image_len = batch.pixels.len() / batch.texts.len();
+        let pixels = &batch.pixels[range.start * image_len..range.end * image_len];
+        let images = match &batch.keep {
+            Some(keep) => self.image.forward_kept(pixels, &keep[range.clone()]),
+            None => self.image.forward(pixels, range.len()),
+        };
+        [unit_rows(images), unit_rows(self.text.forward(&batch.texts[range]))]
+    }
+
+    /// Adds the gradients that reach the parameters from these of the unit embeddings.
+    fn backward(&self, units: [Tensor<2>; 2], d_units: [&[f32]; 2], sum: &mut Named) {
+        let [images, texts] = units;
+        let d = |unit: &Tensor<2>, d: &[f32]| {
+            Tensor::<2>::from_data(TensorData::new(d.to_vec(), unit.dims()), self.params.device())
+        };
+        let [d_images, d_texts] = [d(&images, d_units[0]), d(&texts, d_units[1])];
+        let surrogate = (images * d_images).sum() + (texts * d_texts).sum();
+        let gradients = self.params.gradients(&mut surrogate.backward());
+        for (name, gradient) in gradients {
+            match sum.get_mut(&name) {
+                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
+                None => drop(sum.insert(name, gradient)),
+            }
+        }
+    }
+}
+
+/// The loss and the gradients of a batch; `None` where `stop` was raised between micro-batches.
+///
+/// # Panics
+/// Where the batch is empty or the weights are not those of the config.
+pub fn batch_gradient(
+    config: &ModelConfig,
+    weights: &Weights,
+    batch: &Batch,
+    options: BatchOptions,
+    stop: &AtomicBool,
+) -> Option<BatchGradient> {
+    let n = batch.texts.len();
+    let tracked = Towers::new(config, weights, &Device::flex().autodiff());
+    let parts: Vec<_> = (0..n)
+        .step_by(options.micro_batch.max(1))
+        .map(|start| start..(start + options.micro_batch.max(1)).min(n))
+        .collect();
+    let mut kept = None;
+    let (mut images, mut texts) = (Vec::new(), Vec::new());
+    if let [whole] = &parts[..] {
+        let units = tracked.forward(batch, whole.clone());
+        [images, texts] = units.clone().map(|unit| numbers(unit.inner()));
+        kept = Some(units);
+    } else {
+        let plain = Towers::new(config, weights, &Device::flex());
+        for part in &parts {
+            let [image, text] = plain.forward(batch, part.clone()).map(numbers);
+            images.extend(image);
+            texts.extend(text);
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+        }
+    }
+
+    let groups = positive_groups(&batch.texts, options.multi_positive);
+    let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
+    let loss = contrastive_loss(&images, &texts, &groups, logit_scale);
+    drop((images, texts));
+
+    let mut gradients = Named::new();
+    let dim = config.embed_dim;
+    for part in parts {
+        let rows = part.start * dim..part.end * dim;
+        let units = kept.take().unwrap_or_else(|| tracked.forward(batch, part));
+        tracked.backward(
+            units,
+            [&loss.d_images[rows.clone()], &loss.d_texts[rows]],
+            &mut gradients,
+        );
+        if stop.load(Ordering::Relaxed) {
+            return None;
+        }
+    }
+    gradients.insert("logit_scale".to_owned(), vec![loss.d_logit_scale]);
+    Some(BatchGradient { loss: loss.value, gradients })
+}
+
+fn numbers(x: Tensor<2>) -> Vec<f32> {
+    x.into_data().try_into_vec().expect("the towers compute in f32")
+}

@@ -1,0 +1,51 @@
+//! Training and evaluation of CLIP models.
+//!
+//! [`run()`] trains from a [`TrainConfig`] and leaves a run directory; [`zero_shot`] and
+//! [`retrieval`] score a model on data. The loop is in `run.rs` and can be read from top to bottom;
+//! each of its parts is a file:
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config.rs` | the training file |
+//! | `samples.rs` | rows to batches: decode, augment, draw a caption, on threads |
+//! | `gradient.rs` | the exact gradient of a batch, a micro-batch in memory at a time |
+//! | `loss.rs` | the symmetric contrastive loss over unit embeddings |
+//! | `optimizer.rs`, `schedule.rs` | AdamW, clipping, weight averaging; the learning rate |
+//! | `checkpoint.rs`, `metrics.rs` | what a run writes |
+//! | `eval.rs` | scores |
+//!
+//! Nothing is printed: progress comes as [`Event`]s, and a flag that the caller raises stops the work
+//! in good order. A run directory holds `config.toml` (every default written out), `metrics.jsonl`,
+//! `curves.svg`, `checkpoint-STEP/`, `best/` (by validation) and `final/`.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
+
+mod checkpoint;
+mod config;
+mod error;
+mod eval;
+mod gradient;
+mod loss;
+mod metrics;
+mod model;
+mod optimizer;
+mod run;
+mod samples;
+mod schedule;
+
+pub use checkpoint::Best;
+pub use config::{
+    DataSection, ModelSection, OptimizerSection, RunSection, TrainConfig, TrainData, ValidData,
+};
+pub use error::TrainError;
+pub use eval::{
+    ClassScore, EvalOptions, Pictures, Prediction, Recall, Retrieval, SetScore, ZeroShot,
+    ZeroShotTask, embed_pictures, label_union, retrieval, zero_shot,
+};
+pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient};
+pub use loss::{Loss, contrastive_loss, positive_groups};
+pub use metrics::{StepMetrics, StepTime};
+pub use optimizer::{AdamW, Constants, Decay, Named, clamp_logit_scale};
+pub use run::{DryRun, Event, Events, Outcome, Start, dry_run, run};
+pub use schedule::Schedule;

@@ -1,0 +1,27 @@
+//! The model inside the library: `models/draw-mini` of the repository.
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::model_dir::ModelFiles;
+use crate::param::Weights;
+use crate::tokenizer::Tokenizer;
+
+macro_rules! model_file {
+    ($name:literal) => {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/draw-mini/", $name)
+    };
+}
+
+const NAME: &str = "draw-mini";
+const CONFIG: &str = include_str!(model_file!("open_clip_config.json"));
+const TOKENIZER: &str = include_str!(model_file!("tokenizer.json"));
+const WEIGHTS: &[u8] = include_bytes!(model_file!("open_clip_model.safetensors"));
+
+/// The parts of the built-in model.
+pub(crate) fn draw_mini() -> Result<ModelFiles, Error> {
+    let config = Config::from_json(CONFIG, NAME)?;
+    let tokenizer = Tokenizer::from_hf_json(TOKENIZER)
+        .map_err(|source| Error::Tokenizer { origin: NAME.to_owned(), source })?;
+    let weights = Weights::from_bytes(WEIGHTS, NAME, &config.model)?;
+    Ok(ModelFiles { config, weights, tokenizer })
+}

@@ -1,0 +1,517 @@
+//! The model config: open_clip's JSON vocabulary, read strictly.
+//!
+//! An unknown field is an error, because a field that is skipped can change numbers. What open_clip
+//! knows and this library does not (timm trunks, ResNets, attentional pooling) is thus refused by
+//! name. Every size is bounded, so that a hostile config cannot ask for absurd memory.
+
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use ferroclip_ops::Activation;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::image::{ImagePipeline, PreprocessConfig};
+use crate::tokenizer::Tokenizer;
+
+/// ln(1 / 0.07), the `logit_scale` that training starts from.
+const DEFAULT_LOGIT_SCALE: f32 = 2.659_26;
+/// The epsilon of PyTorch's layer norm.
+const DEFAULT_NORM_EPS: f64 = 1e-5;
+/// The template of models that do not bring their own.
+const DEFAULT_TEMPLATE: &str = "a photo of a {}.";
+
+macro_rules! presets {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("presets/", $name, ".json")))),*]
+    };
+}
+
+/// Name and `model_cfg` of every preset.
+const PRESETS: &[(&str, &str)] = presets![
+    "draw-mini",
+    "ViT-B-32",
+    "ViT-B-32-quickgelu",
+    "ViT-B-16",
+    "ViT-B-16-quickgelu",
+    "ViT-L-14",
+    "ViT-L-14-quickgelu",
+    "ViT-L-14-336",
+    "ViT-L-14-336-quickgelu",
+    "ViT-H-14",
+    "ViT-H-14-quickgelu",
+];
+
+/// A model's architecture with its image pipeline: `open_clip_config.json`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `model_cfg`.
+    pub model: ModelConfig,
+    /// `preprocess_cfg`.
+    pub preprocess: ImagePipeline,
+    /// `templates`: the prompts that the model is used with by default. open_clip ignores the field.
+    pub templates: Vec<String>,
+}
+
+/// `open_clip_config.json` as written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    model_cfg: ModelConfig,
+    #[serde(default)]
+    preprocess_cfg: PreprocessConfig,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    templates: Vec<String>,
+}
+
+/// open_clip's `model_cfg`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Dimension of the space that images and texts share.
+    pub embed_dim: usize,
+    /// QuickGELU instead of GELU in both towers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub quick_gelu: bool,
+    /// `logit_scale` that training starts from; ln(1 / 0.07) by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_logit_scale: Option<f32>,
+    /// The image tower.
+    pub vision_cfg: VisionConfig,
+    /// The text tower.
+    pub text_cfg: TextConfig,
+}
+
+/// open_clip's `vision_cfg` of a plain Vision Transformer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VisionConfig {
+    /// Side of the input in pixels, or `[height, width]`.
+    pub image_size: Sides,
+    /// Blocks.
+    pub layers: usize,
+    /// Channels of the residual stream.
+    pub width: usize,
+    /// Channels of an attention head; there are `width / head_width` heads.
+    #[serde(skip_serializing_if = "is_64")]
+    pub head_width: usize,
+    /// Side of a patch in pixels, or `[height, width]`.
+    pub patch_size: Sides,
+    /// The MLP has `width * mlp_ratio` hidden channels, rounded down.
+    #[serde(skip_serializing_if = "is_4")]
+    pub mlp_ratio: f64,
+    /// What becomes of the rows of an image.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pool_type: ImagePool,
+    /// Apply `ln_post` after pooling; makes a difference for the mean only.
+    #[serde(skip_serializing_if = "is_default")]
+    pub final_ln_after_pool: bool,
+    /// No norm before the first block.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_ln_pre: bool,
+    /// Share of the patches that training leaves out. Inference ignores it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub patch_dropout: f64,
+    /// Settings of the layer norms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_kwargs: Option<NormConfig>,
+}
+
+/// open_clip's `text_cfg` of the causal transformer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextConfig {
+    /// Positions.
+    pub context_length: usize,
+    /// Entries of the token table.
+    pub vocab_size: usize,
+    /// Set where the tokenizer is the `tokenizer.json` beside the config and not OpenAI's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hf_tokenizer_name: Option<String>,
+    /// How open_clip cleans a text before `tokenizer.json` sees it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer_kwargs: Option<TokenizerConfig>,
+    /// Channels of the residual stream.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// The MLP has `width * mlp_ratio` hidden channels, rounded down.
+    #[serde(skip_serializing_if = "is_4")]
+    pub mlp_ratio: f64,
+    /// Which row stands for the text.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pool_type: TextPool,
+    /// Settings of the layer norms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub norm_kwargs: Option<NormConfig>,
+}
+
+/// How an image's rows become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImagePool {
+    /// The class token's row.
+    #[default]
+    Tok,
+    /// The mean of the patch rows.
+    Avg,
+}
+
+/// How a text's rows become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TextPool {
+    /// The row of the first largest id, which is the end of text.
+    #[default]
+    Argmax,
+}
+
+/// `norm_kwargs`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NormConfig {
+    /// Added to the variance.
+    pub eps: f64,
+}
+
+/// `tokenizer_kwargs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// `lower`: the cleaning that OpenAI's tokenizer does.
+    pub clean: Cleaning,
+}
+
+/// `clean` of `tokenizer_kwargs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cleaning {
+    /// Repair, unescape, single spaces, lower case.
+    Lower,
+}
+
+/// One side of a square, or `[height, width]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a side in pixels or `[height, width]`")]
+pub enum Sides {
+    /// A square.
+    Square(usize),
+    /// Height and width.
+    Rectangle([usize; 2]),
+}
+
+impl Sides {
+    /// `[height, width]`.
+    pub fn each(self) -> [usize; 2] {
+        match self {
+            Sides::Square(side) => [side, side],
+            Sides::Rectangle(sides) => sides,
+        }
+    }
+}
+
+impl Default for VisionConfig {
+    fn default() -> Self {
+        VisionConfig {
+            image_size: Sides::Square(224),
+            layers: 12,
+            width: 768,
+            head_width: 64,
+            patch_size: Sides::Square(16),
+            mlp_ratio: 4.0,
+            pool_type: ImagePool::Tok,
+            final_ln_after_pool: false,
+            no_ln_pre: false,
+            patch_dropout: 0.0,
+            norm_kwargs: None,
+        }
+    }
+}
+
+impl Default for TextConfig {
+    fn default() -> Self {
+        TextConfig {
+            context_length: 77,
+            vocab_size: 49_408,
+            hf_tokenizer_name: None,
+            tokenizer_kwargs: None,
+            width: 512,
+            heads: 8,
+            layers: 12,
+            mlp_ratio: 4.0,
+            pool_type: TextPool::Argmax,
+            norm_kwargs: None,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+fn is_64(value: &usize) -> bool {
+    *value == 64
+}
+
+fn is_4(value: &f64) -> bool {
+    *value == 4.0
+}
+
+impl Config {
+    /// The names that [`Config::preset`] knows.
+    pub fn preset_names() -> impl Iterator<Item = &'static str> {
+        PRESETS.iter().map(|(name, _)| *name)
+    }
+
+    /// A config by its open_clip name, or `draw-mini`.
+    ///
+    /// # Errors
+    /// When no preset has this name.
+    pub fn preset(name: &str) -> Result<Config, Error> {
+        let found = PRESETS.iter().find(|(preset, _)| *preset == name);
+        let (name, json) = found.ok_or_else(|| Error::UnknownPreset { name: name.to_owned() })?;
+        Config::from_json(json, name)
+    }
+
+    /// Reads `open_clip_config.json`, or a bare `model_cfg` as open_clip's own configs are, which
+    /// gets the default image pipeline at its image size. `origin` names the text in errors.
+    ///
+    /// # Errors
+    /// When the text is no JSON, has an unknown field or a value out of range.
+    pub fn from_json(json: &str, origin: &str) -> Result<Config, Error> {
+        let bad = |reason: String| Error::Config { origin: origin.to_owned(), reason };
+        let json = json.trim_start_matches('\u{feff}');
+        let value: serde_json::Value =
+            serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+        let file = if value.get("model_cfg").is_some() {
+            serde_json::from_str(json).map_err(|e| bad(e.to_string()))?
+        } else {
+            let model_cfg = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+            ConfigFile { model_cfg, preprocess_cfg: PreprocessConfig::default(), templates: vec![] }
+        };
+        let ConfigFile { model_cfg: model, preprocess_cfg, templates } = file;
+        model.validate().map_err(bad)?;
+        let image_size = model.vision_cfg.image_size.each();
+        let preprocess = preprocess_cfg.resolve(image_size);
+        let preprocess = preprocess.map_err(|e| bad(format!("`preprocess_cfg`: {e}")))?;
+        let config = Config { model, preprocess, templates };
+        config.validate().map_err(bad)?;
+        Ok(config.with_default_template())
+    }
+
+    fn with_default_template(mut self) -> Config {
+        if self.templates.is_empty() {
+            self.templates.push(DEFAULT_TEMPLATE.to_owned());
+        }
+        self
+    }
+
+    /// The text of `open_clip_config.json`, which open_clip reads as well.
+    pub fn to_json(&self) -> String {
+        let is_usual = self.templates == [DEFAULT_TEMPLATE];
+        let file = ConfigFile {
+            model_cfg: self.model.clone(),
+            preprocess_cfg: self.preprocess.clone().into(),
+            templates: if is_usual { Vec::new() } else { self.templates.clone() },
+        };
+        let json = serde_json::to_string_pretty(&file);
+        json.expect("a config has string keys and finite numbers") + "\n"
+    }
+
+    /// The tokenizer that a new model of this config gets: OpenAI's, cut to `vocab_size`.
+    ///
+    /// # Errors
+    /// When `vocab_size` is below 514 or above 49,408.
+    pub fn new_tokenizer(&self) -> Result<Tokenizer, Error> {
+        let tokenizer = Tokenizer::openai_prefix(self.model.text_cfg.vocab_size);
+        tokenizer.map_err(|source| Error::Tokenizer { origin: "text_cfg".to_owned(), source })
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if self.preprocess.size != self.model.vision_cfg.image_size.each() {
+            let (found, expected) = (self.preprocess.size, self.model.vision_cfg.image_size.each());
+            return Err(format!(
+                "`preprocess_cfg.size`: {found:?}, the image tower has {expected:?}"
+            ));
+        }
+        match self.templates.iter().find(|template| !template.contains("{}")) {
+            Some(template) => Err(format!("`templates`: `{template}` has no `{{}}`")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check<T: PartialOrd + std::fmt::Display>(
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<(), String> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(format!("`{field}`: {value}, expected {} to {}", range.start(), range.end())),
+    }
+}
+
+impl ModelConfig {
+    /// Checks the ranges of the fields and that they go together.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub fn validate(&self) -> Result<(), String> {
+        check("embed_dim", self.embed_dim, 1..=65_536)?;
+        check("init_logit_scale", self.init_logit_scale(), -100.0..=100.0)?;
+        self.vision_cfg.validate()?;
+        self.text_cfg.validate()
+    }
+
+    /// The activation of both towers.
+    pub fn activation(&self) -> Activation {
+        if self.quick_gelu { Activation::QuickGelu } else { Activation::Gelu }
+    }
+
+    /// `logit_scale` that training starts from.
+    pub fn init_logit_scale(&self) -> f32 {
+        self.init_logit_scale.unwrap_or(DEFAULT_LOGIT_SCALE)
+    }
+
+    /// Name and shape of every tensor of the model, in open_clip's names and layouts.
+    pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let (vision, text, embed_dim) = (&self.vision_cfg, &self.text_cfg, self.embed_dim);
+        let [patch_height, patch_width] = vision.patch_size.each();
+        let mut shapes = BTreeMap::new();
+        let mut add = |name: &str, shape: &[usize]| {
+            shapes.insert(name.to_owned(), shape.to_vec());
+        };
+        add("logit_scale", &[]);
+        add("visual.class_embedding", &[vision.width]);
+        add("visual.conv1.weight", &[vision.width, 3, patch_height, patch_width]);
+        add("visual.positional_embedding", &[vision.grid_cells() + 1, vision.width]);
+        add("visual.proj", &[vision.width, embed_dim]);
+        add("token_embedding.weight", &[text.vocab_size, text.width]);
+        add("positional_embedding", &[text.context_length, text.width]);
+        add("text_projection", &[text.width, embed_dim]);
+        let norms = [("visual.ln_post", vision.width), ("ln_final", text.width)];
+        let ln_pre = (!vision.no_ln_pre).then_some(("visual.ln_pre", vision.width));
+        for (name, width) in norms.into_iter().chain(ln_pre) {
+            add(&format!("{name}.weight"), &[width]);
+            add(&format!("{name}.bias"), &[width]);
+        }
+        for layer in 0..vision.layers {
+            let block = format!("visual.transformer.resblocks.{layer}");
+            add_block(&mut add, &block, vision.width, vision.mlp_width());
+        }
+        for layer in 0..text.layers {
+            let block = format!("transformer.resblocks.{layer}");
+            add_block(&mut add, &block, text.width, text.mlp_width());
+        }
+        shapes
+    }
+}
+
+fn add_block(add: &mut impl FnMut(&str, &[usize]), block: &str, width: usize, mlp_width: usize) {
+    let mut add = |name: &str, shape: &[usize]| add(&format!("{block}.{name}"), shape);
+    for norm in ["ln_1", "ln_2"] {
+        add(&format!("{norm}.weight"), &[width]);
+        add(&format!("{norm}.bias"), &[width]);
+    }
+    add("attn.in_proj_weight", &[3 * width, width]);
+    add("attn.in_proj_bias", &[3 * width]);
+    add("attn.out_proj.weight", &[width, width]);
+    add("attn.out_proj.bias", &[width]);
+    add("mlp.c_fc.weight", &[mlp_width, width]);
+    add("mlp.c_fc.bias", &[mlp_width]);
+    add("mlp.c_proj.weight", &[width, mlp_width]);
+    add("mlp.c_proj.bias", &[width]);
+}
+
+impl VisionConfig {
+    /// Patches down and across; what is left of the image beyond them is not seen.
+    pub fn grid(&self) -> [usize; 2] {
+        let ([height, width], [down, across]) = (self.image_size.each(), self.patch_size.each());
+        [height / down, width / across]
+    }
+
+    /// Patches of an image.
+    pub fn grid_cells(&self) -> usize {
+        let [rows, columns] = self.grid();
+        rows * columns
+    }
+
+    /// Attention heads.
+    pub fn heads(&self) -> usize {
+        self.width / self.head_width
+    }
+
+    /// Hidden channels of the MLP.
+    pub fn mlp_width(&self) -> usize {
+        (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Numbers of one image: 3 x height x width.
+    pub fn image_len(&self) -> usize {
+        let [height, width] = self.image_size.each();
+        3 * height * width
+    }
+
+    /// Epsilon of the layer norms.
+    pub fn norm_eps(&self) -> f64 {
+        self.norm_kwargs.map_or(DEFAULT_NORM_EPS, |norm| norm.eps)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let field = |name: &str| format!("vision_cfg.{name}");
+        check(&field("layers"), self.layers, 1..=256)?;
+        check(&field("width"), self.width, 1..=16_384)?;
+        check(&field("head_width"), self.head_width, 1..=self.width)?;
+        check(&field("mlp_ratio"), self.mlp_ratio, 1.0 / self.width as f64..=64.0)?;
+        check(&field("patch_dropout"), self.patch_dropout, 0.0..=0.99)?;
+        check(&field("norm_kwargs.eps"), self.norm_eps(), 1e-12..=1.0)?;
+        let sides = self.image_size.each().into_iter().zip(self.patch_size.each());
+        for (image, patch) in sides {
+            check(&field("image_size"), image, 1..=4096)?;
+            check(&field("patch_size"), patch, 1..=image)?;
+        }
+        check(&field("image_size"), self.grid_cells(), 1..=65_536)
+            .map_err(|reason| format!("{reason} patches"))?;
+        match self.width % self.heads() {
+            0 => Ok(()),
+            _ => Err(format!(
+                "`vision_cfg.width`: {}, not a multiple of its {} heads",
+                self.width,
+                self.heads()
+            )),
+        }
+    }
+}
+
+impl TextConfig {
+    /// Hidden channels of the MLP.
+    pub fn mlp_width(&self) -> usize {
+        (self.width as f64 * self.mlp_ratio) as usize
+    }
+
+    /// Epsilon of the layer norms.
+    pub fn norm_eps(&self) -> f64 {
+        self.norm_kwargs.map_or(DEFAULT_NORM_EPS, |norm| norm.eps)
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        let field = |name: &str| format!("text_cfg.{name}");
+        check(&field("context_length"), self.context_length, 2..=65_536)?;
+        check(&field("vocab_size"), self.vocab_size, 3..=1 << 21)?;
+        check(&field("layers"), self.layers, 1..=256)?;
+        check(&field("width"), self.width, 1..=16_384)?;
+        check(&field("heads"), self.heads, 1..=self.width)?;
+        check(&field("mlp_ratio"), self.mlp_ratio, 1.0 / self.width as f64..=64.0)?;
+        check(&field("norm_kwargs.eps"), self.norm_eps(), 1e-12..=1.0)?;
+        match self.width % self.heads {
+            0 => Ok(()),
+            _ => Err(format!(
+                "`text_cfg.width`: {}, not a multiple of its {} heads",
+                self.width, self.heads
+            )),
+        }
+    }
+}

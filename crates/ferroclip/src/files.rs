@@ -1,0 +1,84 @@
+//! Files that are whole or absent.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// Writes a file under a temporary name beside `path`, forces it to disk and renames it. Whatever
+/// happens, `path` holds its old content or all of the new one.
+///
+/// # Errors
+/// When the operating system refuses a step; the temporary file is then removed.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), Error> {
+    let temporary = sibling(path, "tmp");
+    let result = write_and_rename(path, &temporary, write);
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    result.map_err(|source| Error::io("write", path, source))
+}
+
+fn write_and_rename(
+    path: &Path,
+    temporary: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 18, File::create(temporary)?);
+    write(&mut out)?;
+    out.flush()?;
+    out.get_ref().sync_all()?;
+    fs::rename(temporary, path)?;
+    sync_directory(path);
+    Ok(())
+}
+
+/// A hidden name beside `path` that no other process uses.
+pub(crate) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.{suffix}", std::process::id()))
+}
+
+/// Makes a rename durable. Not every file system can, and the content is safe without it.
+pub(crate) fn sync_directory(path: &Path) {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Ok(directory) = File::open(parent.unwrap_or(Path::new("."))) {
+        let _ = directory.sync_all();
+    }
+}
+
+/// Reads a text file of at most `max_bytes`.
+pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Error> {
+    let io_error = |source| Error::io("read", path, source);
+    let file = File::open(path).map_err(io_error)?;
+    let mut text = String::new();
+    let read = io::Read::read_to_string(&mut io::Read::take(file, max_bytes + 1), &mut text);
+    if read.map_err(io_error)? as u64 > max_bytes {
+        let reason = format!("larger than {max_bytes} bytes");
+        return Err(io_error(io::Error::new(io::ErrorKind::InvalidData, reason)));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_content_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.txt");
+        write_atomically(&path, |out| out.write_all(b"old")).expect("written");
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let failed = write_atomically(&path, |out| out.write_all(b"ne").and(Err(full())));
+        let error = failed.expect_err("the disk is full");
+        assert!(error.hint().expect("a hint").contains("space"), "{error}");
+        assert_eq!(fs::read(&path).expect("still there"), b"old");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+}

@@ -1,0 +1,38 @@
+//! WebP by `image-webp`; of an animation, the first frame.
+
+use std::io::Cursor;
+
+use image_webp::{DecodingError, WebPDecoder};
+
+use super::DecodeLimits;
+use crate::image::error::ImageError;
+use crate::image::exif;
+use crate::image::picture::{Mode, Picture};
+
+const FORMAT: &str = "WebP";
+
+pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+    // The container states its length; PIL refuses a file that is shorter.
+    let length = bytes.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    if (bytes.len() as u64) < u64::from(length) + 8 {
+        return Err(ImageError::Truncated { format: FORMAT });
+    }
+    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(error)?;
+    let (width, height) = decoder.dimensions();
+    let [width, height] = limits.check(FORMAT, u64::from(width), u64::from(height))?;
+    let orientation = match decoder.exif_metadata() {
+        Ok(Some(exif)) => exif::orientation(&exif),
+        _ => 1,
+    };
+    let mode = if decoder.has_alpha() { Mode::Rgba } else { Mode::Rgb };
+    let mut pixels = vec![0; width * height * mode.channels()];
+    decoder.read_image(&mut pixels).map_err(error)?;
+    Ok(Picture::new(width, height, mode, pixels).with_orientation(orientation))
+}
+
+fn error(error: DecodingError) -> ImageError {
+    match error {
+        DecodingError::IoError(error) => ImageError::io(FORMAT, &error),
+        other => ImageError::malformed(FORMAT, other),
+    }
+}

@@ -1,0 +1,232 @@
+//! A decoded picture in the pixel format that PIL would give it.
+
+use super::decode::{self, DecodeLimits};
+use super::error::ImageError;
+
+/// How pixels are stored; the names are PIL's. Samples are 8 bits, interleaved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// PIL's `1`: one sample, 0 or 255, resized with nearest neighbour.
+    Bilevel,
+    /// PIL's `P`: one index into the palette, resized with nearest neighbour.
+    Palette,
+    /// Grey.
+    L,
+    /// Grey and alpha.
+    La,
+    /// Red, green, blue.
+    Rgb,
+    /// Red, green, blue, alpha.
+    Rgba,
+    /// Cyan, magenta, yellow, black; 255 is full ink.
+    Cmyk,
+}
+
+impl Mode {
+    /// Samples per pixel.
+    pub fn channels(self) -> usize {
+        match self {
+            Mode::Bilevel | Mode::Palette | Mode::L => 1,
+            Mode::La => 2,
+            Mode::Rgb => 3,
+            Mode::Rgba | Mode::Cmyk => 4,
+        }
+    }
+}
+
+/// A decoded picture. Width and height are at least 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Picture {
+    width: usize,
+    height: usize,
+    mode: Mode,
+    pixels: Vec<u8>,
+    /// RGBA; always 256 entries in mode [`Mode::Palette`], otherwise empty.
+    palette: Vec<[u8; 4]>,
+    /// The one colour that the file declares transparent (PNG `tRNS` without a palette). PIL's
+    /// conversion to RGB ignores it; only a background behind the picture shows through it.
+    transparent: Option<[u8; 3]>,
+    /// EXIF orientation, 1 to 8.
+    orientation: u8,
+}
+
+impl Picture {
+    /// Decodes the bytes of a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file (first page).
+    /// The format is told by the first bytes, never by a name.
+    ///
+    /// # Errors
+    /// When the bytes are no picture, a damaged one, or one beyond the limits.
+    pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+        decode::decode(bytes, limits)
+    }
+
+    /// A picture from interleaved RGB bytes.
+    ///
+    /// # Panics
+    /// When a side is zero or the length is not `width * height * 3`.
+    pub fn from_rgb8(width: usize, height: usize, pixels: Vec<u8>) -> Picture {
+        Picture::new(width, height, Mode::Rgb, pixels)
+    }
+
+    /// A picture from interleaved RGBA bytes, alpha not premultiplied.
+    ///
+    /// # Panics
+    /// When a side is zero or the length is not `width * height * 4`.
+    pub fn from_rgba8(width: usize, height: usize, pixels: Vec<u8>) -> Picture {
+        Picture::new(width, height, Mode::Rgba, pixels)
+    }
+
+    pub(super) fn new(width: usize, height: usize, mode: Mode, pixels: Vec<u8>) -> Picture {
+        assert!(width > 0 && height > 0, "a picture has no pixels: {width} x {height}");
+        assert_eq!(pixels.len(), width * height * mode.channels(), "wrong number of samples");
+        let (palette, transparent) = (Vec::new(), None);
+        Picture { width, height, mode, pixels, palette, transparent, orientation: 1 }
+    }
+
+    /// A palette picture; entries that the palette lacks are opaque black.
+    pub(super) fn with_palette(
+        width: usize,
+        height: usize,
+        indices: Vec<u8>,
+        mut palette: Vec<[u8; 4]>,
+    ) -> Picture {
+        palette.resize(256, [0, 0, 0, 255]);
+        Picture { palette, ..Picture::new(width, height, Mode::Palette, indices) }
+    }
+
+    pub(super) fn with_transparent(self, transparent: Option<[u8; 3]>) -> Picture {
+        Picture { transparent, ..self }
+    }
+
+    pub(super) fn with_orientation(self, orientation: u8) -> Picture {
+        Picture { orientation, ..self }
+    }
+
+    /// Columns, as stored.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows, as stored.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The pixel format.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The samples: `[height, width, mode.channels()]`.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// The EXIF orientation, 1 (as stored) to 8, that [`Picture::apply_exif`] would apply.
+    pub fn orientation(&self) -> u8 {
+        self.orientation
+    }
+
+    /// Whether a background can show through.
+    pub fn has_alpha(&self) -> bool {
+        match self.mode {
+            Mode::La | Mode::Rgba => true,
+            Mode::Palette => self.palette.iter().any(|color| color[3] < 255),
+            _ => self.transparent.is_some(),
+        }
+    }
+
+    /// Turns the picture upright as its EXIF data says. The references do not do this.
+    #[must_use]
+    pub fn apply_exif(self) -> Picture {
+        let (w, h, c) = (self.width, self.height, self.mode.channels());
+        let swapped = self.orientation >= 5;
+        let (width, height) = if swapped { (h, w) } else { (w, h) };
+        let source = |x: usize, y: usize| match self.orientation {
+            2 => (w - 1 - x, y),
+            3 => (w - 1 - x, h - 1 - y),
+            4 => (x, h - 1 - y),
+            5 => (y, x),
+            6 => (y, h - 1 - x),
+            7 => (w - 1 - y, h - 1 - x),
+            _ => (w - 1 - y, x),
+        };
+        if !(2..=8).contains(&self.orientation) {
+            return self;
+        }
+        let mut pixels = Vec::with_capacity(self.pixels.len());
+        for y in 0..height {
+            for x in 0..width {
+                let (from_x, from_y) = source(x, y);
+                pixels.extend_from_slice(&self.pixels[(from_y * w + from_x) * c..][..c]);
+            }
+        }
+        Picture { width, height, pixels, orientation: 1, ..self }
+    }
+
+    /// The rectangle at `left`, `top` of `width` x `height` pixels, which must lie inside.
+    pub(super) fn crop(&self, [left, top, width, height]: [usize; 4]) -> Picture {
+        let c = self.mode.channels();
+        let rows = self.pixels.chunks_exact(self.width * c).skip(top).take(height);
+        let pixels = rows.flat_map(|row| &row[left * c..(left + width) * c]).copied().collect();
+        let palette = self.palette.clone();
+        Picture { width, height, pixels, palette, ..*self }
+    }
+
+    /// PIL's `convert("RGB")` of samples in this picture's format.
+    pub(super) fn to_rgb(&self, samples: &[u8]) -> Vec<u8> {
+        match self.mode {
+            Mode::Rgb => samples.to_vec(),
+            Mode::Bilevel => {
+                samples.iter().flat_map(|&v| [if v == 0 { 0 } else { 255 }; 3]).collect()
+            }
+            Mode::L => samples.iter().flat_map(|&v| [v; 3]).collect(),
+            Mode::La => samples.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
+            Mode::Rgba => samples.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+            Mode::Palette => samples
+                .iter()
+                .flat_map(|&v| {
+                    let [r, g, b, _] = self.palette[usize::from(v)];
+                    [r, g, b]
+                })
+                .collect(),
+            Mode::Cmyk => samples.chunks_exact(4).flat_map(cmyk_to_rgb).collect(),
+        }
+    }
+
+    /// The picture with all its transparency as an alpha channel.
+    pub(super) fn to_rgba(&self) -> Picture {
+        let pixels = match self.mode {
+            Mode::Rgba => self.pixels.clone(),
+            Mode::La => {
+                self.pixels.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).collect()
+            }
+            Mode::Palette => {
+                self.pixels.iter().flat_map(|&v| self.palette[usize::from(v)]).collect()
+            }
+            _ => self
+                .to_rgb(&self.pixels)
+                .chunks_exact(3)
+                .flat_map(|p| {
+                    let hidden = self.transparent.is_some_and(|color| color == *p);
+                    [p[0], p[1], p[2], if hidden { 0 } else { 255 }]
+                })
+                .collect(),
+        };
+        Picture {
+            orientation: self.orientation,
+            ..Picture::from_rgba8(self.width, self.height, pixels)
+        }
+    }
+}
+
+/// `a * b / 255`, rounded, for values up to 255.
+pub(super) fn scale_255(a: u8, b: u8) -> u8 {
+    let product = u32::from(a) * u32::from(b) + 128;
+    (((product >> 8) + product) >> 8) as u8
+}
+
+fn cmyk_to_rgb(cmyk: &[u8]) -> [u8; 3] {
+    let paper = 255 - cmyk[3];
+    [cmyk[0], cmyk[1], cmyk[2]].map(|ink| paper - scale_255(ink, paper))
+}

@@ -1,0 +1,264 @@
+//! The parameters of a model: as plain numbers ([`Weights`]) and as Burn tensors ([`Params`]).
+//!
+//! Both are keyed by open_clip's checkpoint names, so that optimiser state, gradients, files and
+//! fine-tuning rules all speak of `visual.proj` and need no other identity.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map;
+
+use burn::prelude::*;
+use burn::tensor::{Gradients, TensorData};
+
+use crate::config::ModelConfig;
+use crate::error::Differences;
+
+/// A tensor as a checkpoint holds it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct WeightTensor {
+    /// Its dimensions; none for a single number.
+    pub shape: Vec<usize>,
+    /// Its elements, the last dimension fastest.
+    pub data: Vec<f32>,
+}
+
+/// Named tensors in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights(BTreeMap<String, WeightTensor>);
+
+impl Weights {
+    /// No tensors.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&WeightTensor> {
+        self.0.get(name)
+    }
+
+    /// The tensor of this name, to be changed.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut WeightTensor> {
+        self.0.get_mut(name)
+    }
+
+    /// Adds a tensor, or replaces the one of this name and returns it.
+    ///
+    /// # Panics
+    /// When the number of elements does not match the shape.
+    pub fn insert(
+        &mut self,
+        name: impl Into<String>,
+        tensor: WeightTensor,
+    ) -> Option<WeightTensor> {
+        let elements: usize = tensor.shape.iter().product();
+        assert_eq!(tensor.data.len(), elements, "elements of a tensor of shape {:?}", tensor.shape);
+        self.0.insert(name.into(), tensor)
+    }
+
+    /// Takes a tensor out.
+    pub fn remove(&mut self, name: &str) -> Option<WeightTensor> {
+        self.0.remove(name)
+    }
+
+    /// Names and tensors, in the order of the names.
+    pub fn iter(&self) -> btree_map::Iter<'_, String, WeightTensor> {
+        self.0.iter()
+    }
+
+    /// Names and tensors, to be changed.
+    pub fn iter_mut(&mut self) -> btree_map::IterMut<'_, String, WeightTensor> {
+        self.0.iter_mut()
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no tensor.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of elements of all tensors.
+    pub fn n_elements(&self) -> usize {
+        self.0.values().map(|tensor| tensor.data.len()).sum()
+    }
+
+    /// How names and shapes differ from those that the config asks for.
+    pub fn differences(&self, config: &ModelConfig) -> Differences {
+        let found = self.0.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice()));
+        differences(&config.parameter_shapes(), found)
+    }
+
+    /// Name and value of the first element that is NaN or infinite.
+    pub fn first_not_finite(&self) -> Option<(&str, f32)> {
+        self.0.iter().find_map(|(name, tensor)| {
+            let found = tensor.data.iter().find(|value| !value.is_finite())?;
+            Some((name.as_str(), *found))
+        })
+    }
+}
+
+impl FromIterator<(String, WeightTensor)> for Weights {
+    fn from_iter<I: IntoIterator<Item = (String, WeightTensor)>>(tensors: I) -> Self {
+        let mut weights = Weights::new();
+        for (name, tensor) in tensors {
+            weights.insert(name, tensor);
+        }
+        weights
+    }
+}
+
+impl<'a> IntoIterator for &'a Weights {
+    type Item = (&'a String, &'a WeightTensor);
+    type IntoIter = btree_map::Iter<'a, String, WeightTensor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// Compares names and shapes. One number may be stored with no dimension or with one.
+pub(crate) fn differences<'a>(
+    expected: &BTreeMap<String, Vec<usize>>,
+    found: impl Iterator<Item = (&'a str, &'a [usize])>,
+) -> Differences {
+    let found: BTreeMap<&str, &[usize]> = found.collect();
+    let mut differences = Differences::default();
+    for (name, shape) in expected {
+        match found.get(name.as_str()) {
+            None => differences.missing.push(name.clone()),
+            Some(other) if shape == other || (shape.is_empty() && **other == [1]) => {}
+            Some(other) => {
+                differences.misshapen.push((name.clone(), shape.clone(), other.to_vec()));
+            }
+        }
+    }
+    let left_over = found.keys().filter(|name| !expected.contains_key(**name));
+    differences.left_over = left_over.map(|name| (*name).to_owned()).collect();
+    differences
+}
+
+/// A parameter on a device. The towers need no more than two dimensions: the patch convolution is
+/// kept as the matrix `[width, 3 * patch height * patch width]`, `logit_scale` as `[1]`. The
+/// elements are in the order of the checkpoint.
+#[derive(Clone, Debug)]
+pub enum ParamTensor {
+    /// A vector.
+    Rank1(Tensor<1>),
+    /// A matrix.
+    Rank2(Tensor<2>),
+}
+
+impl ParamTensor {
+    fn new(tensor: &WeightTensor, device: &Device) -> Self {
+        let n = tensor.data.len();
+        let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
+        let track = device.is_autodiff();
+        if tensor.shape.len() <= 1 {
+            let data = TensorData::new(tensor.data.clone(), [n]);
+            let x = Tensor::<1>::from_data(data, device);
+            ParamTensor::Rank1(if track { x.require_grad() } else { x })
+        } else {
+            let data = TensorData::new(tensor.data.clone(), [rows, n / rows]);
+            let x = Tensor::<2>::from_data(data, device);
+            ParamTensor::Rank2(if track { x.require_grad() } else { x })
+        }
+    }
+
+    fn elements(&self) -> Vec<f32> {
+        match self {
+            ParamTensor::Rank1(x) => elements(x.clone()),
+            ParamTensor::Rank2(x) => elements(x.clone()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            ParamTensor::Rank1(x) => x.dims()[0],
+            ParamTensor::Rank2(x) => x.dims().iter().product(),
+        }
+    }
+}
+
+/// The elements of a float tensor of any device as f32.
+pub(crate) fn elements<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    let data = x.into_data().convert::<f32>();
+    data.try_into_vec().expect("the data was just converted to f32")
+}
+
+/// The parameters as tensors on one device.
+#[derive(Clone, Debug)]
+pub struct Params {
+    tensors: BTreeMap<String, ParamTensor>,
+    device: Device,
+}
+
+impl Params {
+    /// Copies the weights to a device. On an autodiff device every tensor requires its gradient.
+    pub fn new(weights: &Weights, device: &Device) -> Self {
+        let tensors = weights.iter();
+        let tensors = tensors.map(|(name, w)| (name.clone(), ParamTensor::new(w, device)));
+        Params { tensors: tensors.collect(), device: device.clone() }
+    }
+
+    /// Where the tensors live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Names and tensors, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ParamTensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The vector of this name.
+    ///
+    /// # Panics
+    /// When there is none: weights are checked against the config before towers are built.
+    pub fn tensor1(&self, name: &str) -> Tensor<1> {
+        match self.tensors.get(name) {
+            Some(ParamTensor::Rank1(x)) => x.clone(),
+            found => panic!("no vector `{name}` among the parameters: {found:?}"),
+        }
+    }
+
+    /// The matrix of this name.
+    ///
+    /// # Panics
+    /// As [`Params::tensor1`].
+    pub fn tensor2(&self, name: &str) -> Tensor<2> {
+        match self.tensors.get(name) {
+            Some(ParamTensor::Rank2(x)) => x.clone(),
+            found => panic!("no matrix `{name}` among the parameters: {found:?}"),
+        }
+    }
+
+    /// The gradient of every parameter, with the elements in the checkpoint's order; zeros where
+    /// a parameter had no part in the loss.
+    pub fn gradients(&self, gradients: &mut Gradients) -> BTreeMap<String, Vec<f32>> {
+        let mut gradient = |tensor: &ParamTensor| match tensor {
+            ParamTensor::Rank1(x) => x.grad_remove(gradients).map(elements),
+            ParamTensor::Rank2(x) => x.grad_remove(gradients).map(elements),
+        };
+        let named = self.tensors.iter().map(|(name, tensor)| {
+            let values = gradient(tensor).unwrap_or_else(|| vec![0.0; tensor.len()]);
+            (name.clone(), values)
+        });
+        named.collect()
+    }
+
+    /// The tensors as numbers again, in the shapes of the checkpoint.
+    ///
+    /// # Panics
+    /// When the parameters are not those of the config.
+    pub fn to_weights(&self, config: &ModelConfig) -> Weights {
+        let shapes = config.parameter_shapes();
+        let tensors = shapes.into_iter().map(|(name, shape)| {
+            let data = self.tensors.get(&name).map(ParamTensor::elements);
+            (name, WeightTensor { shape, data: data.unwrap_or_default() })
+        });
+        tensors.collect()
+    }
+}

@@ -1,0 +1,33 @@
+//! The text that is split into words: repaired, unescaped, single spaces, lower case.
+//!
+//! Three kinds of white space are involved, as in the reference: Python's `str.strip` (which
+//! includes the separators U+001C to U+001F), `\s` of the `regex` module (which does not; it is
+//! Unicode's `White_Space`), and ftfy's line breaks.
+
+use super::{ftfy, html};
+
+/// OpenAI's `whitespace_clean(basic_clean(text)).lower()`.
+pub(crate) fn clean(text: &str) -> String {
+    let text = ftfy::fix_text(text);
+    let once = html::unescape(&text);
+    let twice = html::unescape(&once);
+    let mut out = String::with_capacity(twice.len());
+    let mut is_gap = false;
+    for c in twice.trim_matches(is_python_space).chars() {
+        if c.is_whitespace() {
+            is_gap = true;
+            continue;
+        }
+        if std::mem::take(&mut is_gap) {
+            out.push(' ');
+        }
+        out.push(c);
+    }
+    // What `\s` left at the ends may still be space to `strip`.
+    out.trim_matches(is_python_space).to_lowercase()
+}
+
+/// Python's `str.isspace`.
+pub(crate) fn is_python_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}

@@ -1,0 +1,77 @@
+//! The text tower: a causal transformer.
+
+use burn::prelude::*;
+use ferroclip_ops::{Spans, embed_tokens, project};
+
+use super::block::{BlockConfig, Norm, Transformer};
+use crate::config::{ModelConfig, TextPool};
+use crate::param::Params;
+
+/// Token ids to embeddings.
+#[derive(Clone, Debug)]
+pub struct TextTower {
+    tokens: Tensor<2>,
+    positions: Tensor<2>,
+    transformer: Transformer,
+    ln_final: Norm,
+    pool: TextPool,
+    projection: Tensor<2>,
+}
+
+impl TextTower {
+    /// The tower of these parameters.
+    ///
+    /// # Panics
+    /// When the parameters are not those of the config.
+    pub fn new(config: &ModelConfig, params: &Params) -> Self {
+        let text = &config.text_cfg;
+        let blocks = BlockConfig {
+            width: text.width,
+            heads: text.heads,
+            eps: text.norm_eps(),
+            activation: config.activation(),
+            causal: true,
+        };
+        TextTower {
+            tokens: params.tensor2("token_embedding.weight"),
+            positions: params.tensor2("positional_embedding"),
+            transformer: Transformer::new(params, "transformer", text.layers, blocks),
+            ln_final: Norm::new(params, "ln_final", text.norm_eps()),
+            pool: text.pool_type,
+            projection: params.tensor2("text_projection"),
+        }
+    }
+
+    /// Embeddings, not normalised: `[texts, embed_dim]`. The texts are ids with start and end;
+    /// padding behind the end is allowed and costs nothing.
+    ///
+    /// # Panics
+    /// When a text is empty, has an id beyond the vocabulary, or its end lies beyond the context
+    /// length.
+    pub fn forward<T: AsRef<[u32]>>(&self, texts: &[T]) -> Tensor<2> {
+        let read: Vec<&[u32]> = texts.iter().map(|ids| self.read_part(ids.as_ref())).collect();
+        let spans = Spans::from_lengths(read.iter().map(|ids| ids.len()));
+        let ids = read.concat();
+        self.check(&ids, &spans);
+        let x = embed_tokens(&self.tokens, &self.positions, &ids, &spans);
+        let last_rows: Vec<usize> = spans.iter().map(|rows| rows.end - 1).collect();
+        let pooled = self.transformer.forward_pooled(x, &spans, &last_rows);
+        project(self.ln_final.forward(pooled), &self.projection)
+    }
+
+    /// The ids that can reach the pooled row: up to and including it.
+    fn read_part<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        let TextPool::Argmax = self.pool;
+        let largest = ids.iter().max().expect("a text has a start and an end");
+        let end = ids.iter().position(|id| id == largest);
+        &ids[..=end.expect("the maximum is one of the ids")]
+    }
+
+    fn check(&self, ids: &[u32], spans: &Spans) {
+        let (vocab_size, context_length) = (self.tokens.dims()[0], self.positions.dims()[0]);
+        let longest = spans.longest();
+        assert!(longest <= context_length, "a text of {longest} tokens, limit {context_length}");
+        let known = ids.iter().all(|&id| (id as usize) < vocab_size);
+        assert!(known, "a token id is beyond the vocabulary of {vocab_size}");
+    }
+}

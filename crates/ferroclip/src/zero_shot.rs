@@ -1,0 +1,166 @@
+//! Zero-shot classification: labels become texts, and the nearest text names the picture.
+//!
+//! A template such as `a photo of a {}.` turns a label into a text. With several templates a label
+//! stands for the mean of its texts' unit embeddings, normalised again (OpenAI's prompt ensemble).
+//! The similarity of a picture and a label is the cosine of their embeddings; the score is the softmax
+//! over all labels of exp(`logit_scale`) times the similarity.
+
+use crate::clip::Clip;
+use crate::embeddings::{Embeddings, dot, normalize};
+use crate::error::Error;
+
+/// Labels whose texts are embedded together.
+const LABELS_AT_ONCE: usize = 64;
+
+/// A label for a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// The label.
+    pub label: String,
+    /// Its place in the list of labels.
+    pub label_idx: usize,
+    /// Between 0 and 1.
+    pub score: f32,
+    /// The cosine.
+    pub similarity: f32,
+}
+
+/// How similarities become scores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scoring {
+    /// Exactly one label applies: the scores of all labels add up to 1.
+    #[default]
+    Softmax,
+    /// Any number of labels apply: each score stands alone, the sigmoid of the scaled similarity.
+    Sigmoid,
+}
+
+/// Labels as embeddings, ready for any number of pictures.
+#[derive(Clone, Debug)]
+pub struct Classifier {
+    labels: Vec<String>,
+    embeddings: Embeddings,
+    scale: f32,
+    scoring: Scoring,
+}
+
+impl Classifier {
+    /// Embeds the labels in the templates.
+    ///
+    /// # Errors
+    /// When there is no label or no template, or a template lacks `{}`.
+    pub fn new<L: AsRef<str>, T: AsRef<str>>(
+        clip: &Clip,
+        labels: &[L],
+        templates: &[T],
+    ) -> Result<Classifier, Error> {
+        check_templates(templates)?;
+        if labels.is_empty() {
+            return Err(Error::NoLabels);
+        }
+        let mut embeddings = Embeddings::empty(clip.config().model.embed_dim);
+        for (chunk, labels) in labels.chunks(LABELS_AT_ONCE).enumerate() {
+            let texts: Vec<String> =
+                labels.iter().flat_map(|l| prompts(l.as_ref(), templates)).collect();
+            let texts = clip.embed_texts(&texts)?;
+            let mut cut: Vec<usize> = texts.truncated.iter().map(|t| t / templates.len()).collect();
+            cut.dedup();
+            embeddings.truncated.extend(cut.iter().map(|label| chunk * LABELS_AT_ONCE + label));
+            for texts in texts.data.chunks_exact(templates.len() * texts.dim) {
+                embeddings.append(&ensemble(texts, embeddings.dim));
+            }
+        }
+        let labels = labels.iter().map(|label| label.as_ref().to_owned()).collect();
+        let scale = clip.logit_scale().exp();
+        Ok(Classifier { labels, embeddings, scale, scoring: Scoring::default() })
+    }
+
+    /// The same labels with another way of scoring.
+    #[must_use]
+    pub fn with_scoring(self, scoring: Scoring) -> Self {
+        Classifier { scoring, ..self }
+    }
+
+    /// The labels in the order given.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// The unit embedding of each label; `truncated` lists the labels of which a text was cut.
+    pub fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
+    }
+
+    /// The cosine of a unit embedding and each label.
+    ///
+    /// # Panics
+    /// When the embedding is of another dimension.
+    pub fn similarities(&self, image: &[f32]) -> Vec<f32> {
+        assert_eq!(image.len(), self.embeddings.dim, "dimension of the image embedding");
+        self.embeddings.iter().map(|label| dot(image, label)).collect()
+    }
+
+    /// The `top_k` best labels for a unit embedding, best first; of equal ones the earlier first.
+    ///
+    /// # Panics
+    /// When the embedding is of another dimension.
+    pub fn classify(&self, image: &[f32], top_k: usize) -> Vec<Score> {
+        let similarities = self.similarities(image);
+        let scores = self.scores(&similarities);
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| similarities[b].total_cmp(&similarities[a]));
+        order.truncate(top_k);
+        let score = |label_idx: usize| Score {
+            label: self.labels[label_idx].clone(),
+            label_idx,
+            score: scores[label_idx],
+            similarity: similarities[label_idx],
+        };
+        order.into_iter().map(score).collect()
+    }
+
+    /// Scores of similarities to all labels.
+    fn scores(&self, similarities: &[f32]) -> Vec<f32> {
+        let logits = similarities.iter().map(|&similarity| f64::from(self.scale * similarity));
+        match self.scoring {
+            Scoring::Sigmoid => logits.map(|x| (1.0 / (1.0 + (-x).exp())) as f32).collect(),
+            Scoring::Softmax => {
+                let largest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+                let powers: Vec<f64> = logits.map(|x| (x - largest).exp()).collect();
+                let sum: f64 = powers.iter().sum();
+                powers.iter().map(|power| (power / sum) as f32).collect()
+            }
+        }
+    }
+}
+
+/// Checks that templates can be filled in.
+///
+/// # Errors
+/// When there is none, or one lacks `{}`.
+pub fn check_templates<T: AsRef<str>>(templates: &[T]) -> Result<(), Error> {
+    if templates.is_empty() {
+        return Err(Error::NoTemplates);
+    }
+    match templates.iter().map(AsRef::as_ref).find(|template| !template.contains("{}")) {
+        Some(template) => Err(Error::Template { template: template.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// The label in each template.
+pub(crate) fn prompts<T: AsRef<str>>(label: &str, templates: &[T]) -> Vec<String> {
+    templates.iter().map(|template| template.as_ref().replace("{}", label)).collect()
+}
+
+/// The normalised mean of unit embeddings.
+fn ensemble(texts: &[f32], dim: usize) -> Vec<f32> {
+    let mut mean = vec![0.0; dim];
+    let n = (texts.len() / dim) as f32;
+    for text in texts.chunks_exact(dim) {
+        mean.iter_mut().zip(text).for_each(|(mean, v)| *mean += v);
+    }
+    mean.iter_mut().for_each(|v| *v /= n);
+    normalize(&mut mean);
+    mean
+}

@@ -1,0 +1,233 @@
+//! Model directories, whole and broken: each fault is one error that names the thing.
+
+use std::fs;
+use std::path::Path;
+
+use ferroclip::{Clip, Config, Error, FloatFormat, ModelFiles, WeightTensor, Weights, init};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"{
+  "model_cfg": {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 1, "width": 8, "head_width": 4, "patch_size": 8},
+    "text_cfg": {
+      "context_length": 8, "vocab_size": 600, "hf_tokenizer_name": "tiny",
+      "tokenizer_kwargs": {"clean": "lower"}, "width": 8, "heads": 2, "layers": 1
+    }
+  },
+  "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+}"#;
+const WEIGHTS_FILE: &str = "open_clip_model.safetensors";
+
+fn config() -> Config {
+    Config::from_json(CONFIG, "test").expect("a valid config")
+}
+
+fn parts() -> ModelFiles {
+    let config = config();
+    let weights = init(&config.model, 1);
+    let tokenizer = config.new_tokenizer().expect("600 entries");
+    ModelFiles { config, weights, tokenizer }
+}
+
+/// A directory with the model after a change to its weights.
+fn directory(change: impl FnOnce(&mut Weights)) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut files = parts();
+    change(&mut files.weights);
+    files.save(folder.path(), FloatFormat::F32).expect("written");
+    folder
+}
+
+fn open_error(path: &Path) -> Error {
+    Clip::open(path).expect_err("the model is broken")
+}
+
+#[track_caller]
+fn assert_error(error: &Error, kind: &str, parts: &[&str]) {
+    let message = error.to_string();
+    assert_eq!(error.kind(), kind, "{message}");
+    for part in parts {
+        assert!(message.contains(part), "`{part}` is not in: {message}");
+    }
+    assert!(!message.contains('\n'), "one line: {message}");
+    assert!(error.hint().is_some(), "no hint: {message}");
+}
+
+#[test]
+fn what_is_saved_is_what_is_read() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let folder = parent.path().join("new");
+    let files = parts();
+    files.save(&folder, FloatFormat::F32).expect("written");
+    let again = ModelFiles::load(&folder).expect("read");
+    assert_eq!(again.config, files.config);
+    assert_eq!(again.weights, files.weights);
+    assert_eq!(again.tokenizer.to_hf_json(), files.tokenizer.to_hf_json());
+    let clip = Clip::open(folder.join(WEIGHTS_FILE)).expect("the file beside its config");
+    let copy = parent.path().join("copy");
+    clip.save(&copy, FloatFormat::F32).expect("written");
+    for name in ["open_clip_config.json", WEIGHTS_FILE, "tokenizer.json"] {
+        assert_eq!(fs::read(folder.join(name)).ok(), fs::read(copy.join(name)).ok(), "{name}");
+    }
+    assert_eq!(fs::read_dir(parent.path()).expect("a folder").count(), 2, "temporary files stay");
+}
+
+#[test]
+fn half_precision_rounds_and_rereads_exactly() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut files = parts();
+    files.save(folder.path(), FloatFormat::F16).expect("written");
+    let rounded = ModelFiles::load(folder.path()).expect("read").weights;
+    for ((name, a), (_, b)) in files.weights.iter().zip(&rounded) {
+        let off = a.data.iter().zip(&b.data).map(|(a, b)| ((a - b) / a.abs().max(1e-3)).abs());
+        assert!(off.fold(0.0, f32::max) <= 1.0 / 2048.0, "{name}");
+    }
+    files.weights = rounded.clone();
+    files.save(folder.path(), FloatFormat::F16).expect("written over");
+    assert_eq!(ModelFiles::load(folder.path()).expect("read").weights, rounded);
+}
+
+#[test]
+fn faults_of_the_weights_are_named() {
+    let folder = directory(|weights| {
+        weights.remove("visual.proj");
+    });
+    assert_error(&open_error(folder.path()), "weights", &["missing: `visual.proj`", WEIGHTS_FILE]);
+
+    let folder = directory(|weights| {
+        weights.insert("extra.bias", WeightTensor { shape: vec![2], data: vec![0.0; 2] });
+    });
+    assert_error(&open_error(folder.path()), "weights", &["left over: `extra.bias`"]);
+
+    let folder = directory(|weights| {
+        weights.insert("ln_final.bias", WeightTensor { shape: vec![9], data: vec![0.0; 9] });
+    });
+    let expected = "wrong shape: `ln_final.bias` (expected [8], found [9])";
+    assert_error(&open_error(folder.path()), "weights", &[expected]);
+
+    let folder = directory(|weights| {
+        weights.get_mut("text_projection").expect("present").data[3] = f32::NAN;
+    });
+    assert_error(&open_error(folder.path()), "weights", &["`text_projection` holds NaN"]);
+}
+
+#[test]
+fn a_scale_with_one_dimension_and_openais_bookkeeping_are_read() {
+    let folder = directory(|weights| {
+        let scale = weights.get_mut("logit_scale").expect("present");
+        *scale = WeightTensor { shape: vec![1], data: vec![3.0] };
+        weights.insert("context_length", WeightTensor { shape: vec![], data: vec![8.0] });
+    });
+    assert_eq!(Clip::open(folder.path()).expect("read").logit_scale(), 3.0);
+}
+
+#[test]
+fn damaged_files_are_errors_and_cost_no_memory() {
+    let folder = directory(|_| {});
+    let path = folder.path().join(WEIGHTS_FILE);
+    let whole = fs::read(&path).expect("written");
+    let broken: [(&[u8], &str); 7] = [
+        (b"", "empty"),
+        (b"abc", "header"),
+        (&whole[..whole.len() - 1], "truncated"),
+        (&whole[..100], "header"),
+        (&[0xff; 64], "not a safetensors file"),
+        (b"\x02\0\0\0\0\0\0\0{}", "missing: `ln_final.bias`"),
+        (b"\x10\0\0\0\0\0\0\0\x89PNG not a header", "bad header"),
+    ];
+    for (bytes, part) in broken {
+        fs::write(&path, bytes).expect("written");
+        assert_error(&open_error(folder.path()), "weights", &[part, WEIGHTS_FILE]);
+    }
+    let huge = br#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,16]}}"#;
+    let far = br#"{"a":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}"#;
+    let cases = [(huge.as_slice(), "bad header: overflow"), (far, "before `a` does")];
+    for (header, part) in cases {
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(&path, [&length, header, &[0; 16]].concat()).expect("written");
+        assert_error(&open_error(folder.path()), "weights", &[part, WEIGHTS_FILE]);
+    }
+}
+
+#[test]
+fn faults_of_the_config_are_named() {
+    let cases = [
+        (r#""embed_dim": 8"#, r#""embed_dim": 8, "embed_dims": 9"#, "unknown field `embed_dims`"),
+        (
+            r#""layers": 1, "width": 8, "head"#,
+            r#""layers": 1, "ls_init_value": 0.1, "head"#,
+            "ls_init_value",
+        ),
+        (r#""embed_dim": 8"#, r#""embed_dim": 0"#, "`embed_dim`: 0, expected 1 to"),
+        (
+            r#""width": 8, "heads": 2"#,
+            r#""width": 8, "heads": 3"#,
+            "`text_cfg.width`: 8, not a multiple",
+        ),
+        (r#""patch_size": 8"#, r#""patch_size": 17"#, "`vision_cfg.patch_size`: 17"),
+        (
+            r#""layers": 1, "width": 8, "head"#,
+            r#""layers": 999999999, "width": 8, "head"#,
+            "layers",
+        ),
+        (r#""std": [0.5, 0.5, 0.5]"#, r#""std": [0.5, 0, 0.5]"#, "`preprocess_cfg`"),
+        (r#""mean""#, r#""size": 99, "mean""#, "`preprocess_cfg.size`: [99, 99]"),
+        (
+            r#""preprocess_cfg""#,
+            r#""templates": ["a photo"], "preprocess_cfg""#,
+            "`a photo` has no `{}`",
+        ),
+        ("{", "", "invalid model config in `test`"),
+    ];
+    for (from, to, part) in cases {
+        let json = CONFIG.replacen(from, to, 1);
+        assert_ne!(json, CONFIG, "{from}");
+        let error = Config::from_json(&json, "test").expect_err("a broken config");
+        assert_error(&error, "config", &[part, "`test`"]);
+    }
+}
+
+#[test]
+fn missing_parts_are_named() {
+    let missing = open_error(Path::new("/nonexistent/model"));
+    assert_error(&missing, "io", &["/nonexistent/model"]);
+    let empty = tempfile::tempdir().expect("a folder");
+    assert_error(&open_error(empty.path()), "model", &["open_clip_config.json"]);
+    let stray = empty.path().join("weights.safetensors");
+    fs::write(&stray, b"x").expect("written");
+    assert_error(&open_error(&stray), "model", &["weights.safetensors", "beside it"]);
+    let folder = directory(|_| {});
+    fs::remove_file(folder.path().join("tokenizer.json")).expect("removed");
+    assert_error(&open_error(folder.path()), "io", &["tokenizer.json"]);
+    fs::write(folder.path().join("tokenizer.json"), "[]").expect("written");
+    assert_error(&open_error(folder.path()), "tokenizer", &["tokenizer.json"]);
+    let error = Config::preset("ViT-Z-99").expect_err("no such preset");
+    assert_error(&error, "config", &["`ViT-Z-99`"]);
+    assert!(error.hint().expect("a hint").contains("ViT-B-32-quickgelu"));
+}
+
+#[test]
+fn a_tokenizer_of_another_size_is_refused() {
+    let ModelFiles { config, weights, .. } = parts();
+    let other = ferroclip::Tokenizer::openai_prefix(700).expect("700 entries");
+    let error = Clip::from_parts(config, weights, other).expect_err("sizes differ");
+    assert_error(&error, "tokenizer", &["700", "600"]);
+}
+
+#[test]
+fn presets_are_read_and_written_again() {
+    for name in Config::preset_names() {
+        let config = Config::preset(name).expect(name);
+        assert_eq!(Config::from_json(&config.to_json(), name).expect(name), config);
+        assert_eq!(config.model.quick_gelu, name.ends_with("-quickgelu"), "{name}");
+    }
+    // Parameters as open_clip counts them.
+    for (name, n) in
+        [("ViT-B-32", 151_277_313), ("ViT-L-14-336", 427_944_193), ("ViT-H-14", 986_109_441)]
+    {
+        let shapes = Config::preset(name).expect(name).model.parameter_shapes();
+        let count: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        assert_eq!(count, n, "{name}");
+    }
+}
