@@ -155,7 +155,7 @@ fn labels_and_templates_are_checked() {
     let cases = [
         (Classifier::new(&clip, &none, &["{}"]), "the list of labels is empty"),
         (Classifier::new(&clip, &["a"], &none), "the list of templates is empty"),
-        (Classifier::new(&clip, &["a"], &["{}", "a photo"]), "no place for the label: `a photo`"),
+        (Classifier::new(&clip, &["a"], &["{}", "a photo"]), "no `{}` for the label: `a photo`"),
     ];
     for (result, part) in cases {
         let error = result.expect_err("refused");
