@@ -13,7 +13,7 @@ use burn::prelude::*;
 use ferroclip_kernels::{Isa, layer_norm_backward};
 
 use crate::cpu::{Cpu, input, operands};
-use crate::threads::in_rows;
+use crate::threads::{in_rows, row_sums};
 
 /// `(x - mean) / sqrt(variance + eps) * gain + bias`, row by row, with the biased variance.
 pub fn layer_norm(x: Tensor<2>, gain: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {
@@ -46,10 +46,13 @@ impl Backward<Flex, 3> for LayerNormBackward {
         let dy = Cpu::gradient(grads.consume::<Flex>(&ops.node));
         let (x, gain, eps, shape @ [_, width]) = ops.state;
         let mut dx = vec![0.0; x.data().len()];
-        let (mut dgain, mut dbias) = (vec![0.0; width], vec![0.0; width]);
         let (x, gain, dy) = (x.data(), gain.data(), dy.data());
-        // One thread: the sums over rows keep one order whatever the number of threads.
-        layer_norm_backward(Isa::active(), x, gain, eps, dy, &mut dx, &mut dgain, &mut dbias);
+        let sums = row_sums(&mut dx, width, [width, width], |row, dx, [dgain, dbias]| {
+            let range = row * width..row * width + dx.len();
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            layer_norm_backward(Isa::active(), x, gain, eps, dy, dx, dgain, dbias);
+        });
+        let [dgain, dbias] = sums;
         let [x_node, gain_node, bias_node] = ops.parents;
         for (node, values, shape) in [
             (x_node, dx, &shape[..]),

@@ -17,6 +17,7 @@ use burn::prelude::*;
 use ferroclip_kernels::{Isa, Matrix, gemm};
 
 use crate::cpu::{Cpu, input, operands};
+use crate::threads::column_sums;
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -163,10 +164,7 @@ impl Backward<Flex, 3> for LinearBackward {
             grads.register::<Flex>(node.id, product.dweight(x.data(), dy.data()).into_primitive());
         }
         if let Some(node) = bias_node {
-            let mut db = vec![0.0; product.outputs];
-            for dy in dy.data().chunks_exact(product.outputs) {
-                db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-            }
+            let db = column_sums(dy.data(), product.outputs);
             let db = Cpu::from_vec(db, &[product.outputs]);
             grads.register::<Flex>(node.id, db.into_primitive());
         }
