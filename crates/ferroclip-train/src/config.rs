@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ferroclip::FloatFormat;
 use ferroclip::image::Augment;
 use ferroclip_data::{Filter, Source};
 use serde::{Deserialize, Serialize};
@@ -205,6 +206,10 @@ pub struct RunSection {
     /// Share of an image's patches that are left out in training.
     #[serde(default)]
     pub patch_dropout: f64,
+    /// How the model directories `best` and `final` store their weights: `f32` or `f16`.
+    /// Checkpoints are f32 always.
+    #[serde(default)]
+    pub model_dtype: FloatFormat,
     /// Threads that compute, and threads that read; 0 for the cores that the process may use.
     #[serde(default)]
     pub threads: usize,

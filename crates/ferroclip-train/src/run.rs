@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferroclip::{FloatFormat, ModelFiles, Weights, write_atomically};
+use ferroclip::{ModelFiles, Weights, write_atomically};
 use ferroclip_data::{Dataset, Tally};
 
 use crate::checkpoint::{self, Best, Progress, RunState};
@@ -425,7 +425,7 @@ impl<'a> Run<'a> {
         if is_best {
             self.state.progress.best = Some(Best { step, score });
             checkpoint::replace_directory(&self.config.run.out, BEST, |hidden| {
-                Ok(clip.save(hidden, FloatFormat::F32)?)
+                Ok(clip.save(hidden, self.config.run.model_dtype)?)
             })?;
         }
         self.state.progress.evaluated = step;
@@ -456,7 +456,7 @@ impl<'a> Run<'a> {
         let is_complete = progress.step >= self.steps && !(stopped && self.is_unscored());
         let model = if is_complete {
             let clip = model::clip(&self.files, self.judged())?;
-            let save = |hidden: &Path| Ok(clip.save(hidden, FloatFormat::F32)?);
+            let save = |hidden: &Path| Ok(clip.save(hidden, self.config.run.model_dtype)?);
             Some(checkpoint::replace_directory(out, FINAL, save)?)
         } else {
             None

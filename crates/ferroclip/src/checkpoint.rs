@@ -14,6 +14,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
 
 use crate::config::ModelConfig;
 use crate::error::Error;
@@ -28,7 +29,8 @@ const CHUNK_BYTES: usize = 1 << 16;
 const BOOKKEEPING: [&str; 4] = ["attn_mask", "context_length", "input_resolution", "vocab_size"];
 
 /// How the elements are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FloatFormat {
     /// 4 bytes, exact.
     #[default]
