@@ -6,7 +6,6 @@ colour jitter, grey.
 
 import math
 import random
-import tomllib
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -17,34 +16,29 @@ from PIL import Image
 
 @dataclass
 class Augment:
-    """The defaults are those of recipes/draw-mini.toml."""
+    """What a training file leaves out has ferroclip's default, as here."""
 
-    scale: tuple = (0.6, 1.0)
-    ratio: tuple = (0.8, 1.25)
-    rotate_degrees: float = 10.0
-    translate: tuple = (0.08, 0.08)
+    scale: tuple = (0.9, 1.0)
+    ratio: tuple = (3 / 4, 4 / 3)
+    rotate_degrees: float = 0.0
+    translate: tuple = (0.0, 0.0)
     zoom: tuple = (1.0, 1.0)
     shear_degrees: float = 0.0
-    affine_prob: float = 0.5
-    flip_prob: float = 0.3
-    color_jitter: tuple = (0.3, 0.3, 0.3, 0.03)
-    color_jitter_prob: float = 0.6
-    gray_scale_prob: float = 0.05
-    background_prob: float = 0.6
-    background_gradient_prob: float = 0.3
+    affine_prob: float = 1.0
+    flip_prob: float = 0.0
+    color_jitter: tuple = (0.0,) * 4
+    color_jitter_prob: float = 1.0
+    gray_scale_prob: float = 0.0
+    background_prob: float = 0.0
+    background_gradient_prob: float = 0.0
 
     @staticmethod
-    def from_recipe(path: str) -> "Augment":
-        """The `[image]` section of a ferroclip training file; what it leaves out has ferroclip's default."""
-        plain = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "rotate_degrees": 0.0, "translate": (0.0, 0.0), "affine_prob": 1.0}
-        plain |= {"flip_prob": 0.0, "color_jitter": (0.0,) * 4, "color_jitter_prob": 1.0, "gray_scale_prob": 0.0}
-        plain |= {"background_prob": 0.0, "background_gradient_prob": 0.0}
-        with open(path, "rb") as file:
-            section = tomllib.load(file).get("image", {})
+    def of(section: dict) -> "Augment":
+        """The `[image]` section of a ferroclip training file."""
         unknown = section.keys() - {field.name for field in fields(Augment)}
         if unknown:
-            raise SystemExit(f"`{path}`: unknown fields in [image]: {', '.join(sorted(unknown))}")
-        return Augment(**(plain | section))
+            raise SystemExit(f"unknown fields in [image]: {', '.join(sorted(unknown))}")
+        return Augment(**section)
 
     def view(self, picture: Image.Image, size: int, rng: random.Random) -> Image.Image:
         """An RGB picture of `size` x `size` from an RGBA one. `rng` draws all but the crop and the jitter, which torch's generator draws."""

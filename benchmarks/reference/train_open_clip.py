@@ -1,12 +1,13 @@
-"""Benchmark B: pip's open_clip trained on the same data as ferroclip, with the same batch, augmentation family and samples seen.
+"""Benchmark B: pip's open_clip trained from the same training file as ferroclip.
 
-    python benchmarks/reference/train_open_clip.py DATA/emoji_train.zip --config benchmarks/reference/draw64.json --out OUT
-        [--samples 372780] [--batch-size 256] [--lr 1e-3] [--recipe recipes/draw-mini.toml] [--multi-positive] [--threads 1]
+    python benchmarks/reference/train_open_clip.py benchmarks/reference/held-out-style.toml --out OUT
+        [--multi-positive] [--threads 1] [--eval-every STEPS]
 
-The model is `open_clip.model.CLIP`, the loss `open_clip.loss.ClipLoss`, texts are padded to the context length, the optimiser is
-`torch.optim.AdamW`: what a user of open_clip gets. Drawings of both fluent styles are left out of training. A caption is, as in
-ferroclip, drawn from the columns `label` and `keywords` with equal chance (the label where there are no keywords); of the keywords one
-to three are drawn, in random order, joined by ", ". Vocabularies below 49,408 entries keep the first merges of OpenAI's.
+From the file come the model's config, the data, the captions, the augmentation, the optimiser's settings, the batch and the number of
+samples seen; a field that this script does not know is refused. The model is `open_clip.model.CLIP`, the loss
+`open_clip.loss.ClipLoss`, texts are padded to the context length, the optimiser is `torch.optim.AdamW`: what a user of open_clip gets.
+Of the column `keywords` one to three are drawn, in random order, joined by ", ". Vocabularies below 49,408 entries keep the first
+merges of OpenAI's.
 
 Scored are the fluent 3-D drawings without Flags and Component over the union of all labels, with the template "{}": with alpha
 dropped as open_clip's own preprocessing does ("plain", the figure that counts), and on white.
@@ -21,6 +22,8 @@ import math
 import random
 import tempfile
 import time
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,6 +42,9 @@ from augment import Augment
 MAX_KEYWORDS = 3
 BYTE_SYMBOLS, SPECIALS = 512, 2
 PREPROCESS = PreprocessCfg()
+PRESETS = Path(__file__).resolve().parents[2] / "crates/ferroclip/src/presets"
+# Drawings of the five styles that train.
+EPOCH_LEN = 6213
 
 
 def tokenizer_of(text_cfg: dict) -> SimpleTokenizer:
@@ -56,9 +62,50 @@ def tokenizer_of(text_cfg: dict) -> SimpleTokenizer:
     return tokenizer
 
 
-def draw_caption(row: emoji.Row, rng: random.Random) -> str:
-    if not row.keywords or rng.random() < 0.5:
-        return row.label
+@dataclass
+class Recipe:
+    """What both programs read from a ferroclip training file."""
+
+    zip: str
+    captions: list
+    model_cfg: dict
+    augment: Augment
+    batch_size: int
+    steps: int
+    seed: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    clip_norm: float
+
+    @staticmethod
+    def read(path: Path) -> "Recipe":
+        file = tomllib.loads(path.read_text())
+        (data,), model, run, optimizer = file["data"]["train"], file["model"], file["run"], file["optimizer"]
+        check("data.train", data, {"path", "captions", "label", "filter"})
+        check("model", model, {"config", "templates"})
+        check("run", run, {"epochs", "batch_size", "seed", "log_every", "eval_every", "checkpoint_every", "keep_last", "out"})
+        check("optimizer", optimizer, {"lr", "weight_decay", "warmup_steps", "clip_norm"})
+        assert data["filter"] == [f"vendor!={style}" for style in emoji.HELD_OUT_STYLES], data["filter"]
+        config = Path(model["config"])
+        config = config if config.suffix == ".json" else PRESETS / f"{config}.json"
+        # ferroclip takes whole batches of all visits.
+        steps = int(run["epochs"] * EPOCH_LEN / run["batch_size"])
+        sizes = {"batch_size": run["batch_size"], "steps": steps, "seed": run["seed"]}
+        rates = {"lr": optimizer["lr"], "weight_decay": optimizer["weight_decay"]}
+        rates |= {"warmup": optimizer["warmup_steps"], "clip_norm": optimizer["clip_norm"]}
+        model_cfg = json.loads(config.read_text())
+        return Recipe(data["path"], data["captions"], model_cfg, Augment.of(file.get("image", {})), **sizes, **rates)
+
+
+def check(section: str, found: dict, known: set) -> None:
+    assert not found.keys() - known, f"[{section}]: {found.keys() - known} is not understood here"
+
+
+def draw_caption(row: emoji.Row, captions: list, rng: random.Random) -> str:
+    column = rng.choice(captions if row.keywords else [c for c in captions if c != "keywords"])
+    if column != "keywords":
+        return getattr(row, column)
     most = min(MAX_KEYWORDS, len(row.keywords))
     return ", ".join(rng.sample(row.keywords, rng.randint(1, most)))
 
@@ -66,19 +113,20 @@ def draw_caption(row: emoji.Row, rng: random.Random) -> str:
 class Batches:
     """Endless shuffled batches; an epoch's last pictures share a batch with the next epoch's first."""
 
-    def __init__(self, rows: list, args: argparse.Namespace, size: int, augment: Augment, tokenizer: SimpleTokenizer):
-        self.rows, self.batch_size, self.size, self.augment, self.tokenizer = rows, args.batch_size, size, augment, tokenizer
-        self.rng = random.Random(args.seed)
+    def __init__(self, rows: list, recipe: Recipe, tokenizer: SimpleTokenizer):
+        self.rows, self.recipe, self.tokenizer = rows, recipe, tokenizer
+        self.size = recipe.model_cfg["vision_cfg"]["image_size"]
+        self.rng = random.Random(recipe.seed)
         self.order = []
 
     def next(self) -> tuple:
         chosen = []
-        while len(chosen) < self.batch_size:
+        while len(chosen) < self.recipe.batch_size:
             if not self.order:
                 self.order = self.rng.sample(range(len(self.rows)), len(self.rows))
             chosen.append(self.rows[self.order.pop()])
-        views = [normalise(self.augment.view(row.picture, self.size, self.rng)) for row in chosen]
-        return torch.stack(views), self.tokenizer([draw_caption(row, self.rng) for row in chosen])
+        views = [normalise(self.recipe.augment.view(row.picture, self.size, self.rng)) for row in chosen]
+        return torch.stack(views), self.tokenizer([draw_caption(row, self.recipe.captions, self.rng) for row in chosen])
 
 
 def normalise(picture: Image.Image) -> torch.Tensor:
@@ -94,25 +142,25 @@ def multi_positive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Te
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def optimiser(model: CLIP, args: argparse.Namespace) -> torch.optim.AdamW:
+def optimiser(model: CLIP, recipe: Recipe) -> torch.optim.AdamW:
+    """ferroclip's groups: decay on weights of rank 2 and more but for position tables and the class embedding."""
+
     def decays(name: str, tensor: torch.Tensor) -> bool:
-        if args.decay == "modern":
-            return tensor.ndim >= 2 and not name.endswith(("positional_embedding", "class_embedding"))
-        return not (tensor.ndim < 2 or "bn" in name or "ln" in name or "bias" in name or "logit_scale" in name)
+        return tensor.ndim >= 2 and not name.endswith(("positional_embedding", "class_embedding"))
 
     named = list(model.named_parameters())
     groups = [
-        {"params": [p for n, p in named if decays(n, p)], "weight_decay": args.weight_decay},
+        {"params": [p for n, p in named if decays(n, p)], "weight_decay": recipe.weight_decay},
         {"params": [p for n, p in named if not decays(n, p)], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), eps=1e-6)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
-def learning_rate(step: int, total: int, args: argparse.Namespace) -> float:
+def learning_rate(step: int, total: int, recipe: Recipe) -> float:
     """open_clip's `cosine_lr`."""
-    if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
-    return 0.5 * args.lr * (1 + math.cos(math.pi * (step - args.warmup) / max(total - args.warmup, 1)))
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    return 0.5 * recipe.lr * (1 + math.cos(math.pi * (step - recipe.warmup) / max(total - recipe.warmup, 1)))
 
 
 class Evaluation:
@@ -147,14 +195,15 @@ class Evaluation:
 
 
 def train(model: CLIP, batches: Batches, evaluation: Evaluation, args: argparse.Namespace) -> dict:
-    total = math.ceil(args.samples / args.batch_size)
-    steps, plain_loss = optimiser(model, args), ClipLoss()
+    recipe = batches.recipe
+    total = recipe.steps
+    steps, plain_loss = optimiser(model, recipe), ClipLoss()
     start, data_time, eval_time, eval_cpu = time.perf_counter(), 0.0, 0.0, 0.0
     cpu_start = time.process_time()
     with open(args.out / "metrics.jsonl", "w") as log:
         for step in range(total):
             for group in steps.param_groups:
-                group["lr"] = learning_rate(step, total, args)
+                group["lr"] = learning_rate(step, total, recipe)
             before = time.perf_counter()
             images, ids = batches.next()
             data_time += time.perf_counter() - before
@@ -162,13 +211,13 @@ def train(model: CLIP, batches: Batches, evaluation: Evaluation, args: argparse.
             loss = multi_positive_loss(image, text, scale, ids) if args.multi_positive else plain_loss(image, text, scale)
             steps.zero_grad()
             loss.backward()
-            if args.clip_norm:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_norm)
+            if recipe.clip_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             steps.step()
             with torch.no_grad():
                 model.logit_scale.clamp_(0, math.log(100))
             done, seconds = step + 1, time.perf_counter() - start - eval_time
-            record = {"step": done, "samples": done * args.batch_size, "seconds": round(seconds, 2), "loss": round(loss.item(), 5)}
+            record = {"step": done, "samples": done * recipe.batch_size, "seconds": round(seconds, 2), "loss": round(loss.item(), 5)}
             if done % args.log_every == 0 or done == total:
                 rates = {"data_seconds": round(data_time, 2), "samples_per_s": round(record["samples"] / seconds, 2)}
                 # Free of what else runs on the machine; the sum over threads.
@@ -199,40 +248,30 @@ def save_model(model: CLIP, model_cfg: dict, size: int, out: Path) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("zip", help="emoji_train.zip")
-    add("--config", type=Path, required=True, help="an open_clip model_cfg, or a file with `model_cfg` inside")
+    add("recipe", type=Path, help="a ferroclip training file")
     add("--out", type=Path, required=True)
-    add("--samples", type=int, default=372_780, help="samples seen (60 epochs of 6,213)")
-    add("--batch-size", type=int, default=256)
-    add("--lr", type=float, default=1e-3)
-    add("--weight-decay", type=float, default=0.1)
-    add("--decay", choices=["legacy", "modern"], default="modern")
-    add("--warmup", type=int, default=100)
-    add("--clip-norm", type=float, default=1.0, help="0 for none")
-    add("--multi-positive", action="store_true")
-    add("--recipe", help="a ferroclip training file whose [image] section is used")
+    add("--multi-positive", action="store_true", help="equal texts are positives of each other, as in ferroclip; open_clip has no such loss")
     add("--eval-every", type=int, default=0, help="steps; 0 for the end only")
     add("--eval-limit", type=int, help="score the first rows only, for trials")
     add("--log-every", type=int, default=10)
-    add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
+    recipe = Recipe.read(args.recipe)
     torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    config = json.loads(args.config.read_text())
-    model_cfg = config.get("model_cfg", config)
+    torch.manual_seed(recipe.seed)
+    model_cfg = recipe.model_cfg
     size = model_cfg["vision_cfg"]["image_size"]
     args.out.mkdir(parents=True, exist_ok=True)
 
-    pack = emoji.read(args.zip)
+    pack = emoji.read(recipe.zip)
+    assert len(pack.train) == EPOCH_LEN, len(pack.train)
     tokenizer = tokenizer_of(model_cfg["text_cfg"])
-    augment = Augment.from_recipe(args.recipe) if args.recipe else Augment()
     model = CLIP(**model_cfg).train()
-    batches = Batches(pack.train, args, size, augment, tokenizer)
+    batches = Batches(pack.train, recipe, tokenizer)
     evaluation = Evaluation(pack, size, tokenizer, args.eval_limit)
     n_parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(pack.train)} training pictures, {len(evaluation.truth)} test pictures, {len(pack.classes)} classes, {n_parameters:,} parameters")
@@ -240,7 +279,7 @@ def main() -> None:
     result = train(model, batches, evaluation, args)
     save_model(model, model_cfg, size, args.out)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    document = {"result": result, "parameters": n_parameters, "settings": settings, "augment": vars(augment), "model_cfg": model_cfg}
+    document = {"result": result, "parameters": n_parameters, "settings": settings, "augment": vars(recipe.augment), "model_cfg": model_cfg}
     (args.out / "result.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
