@@ -48,7 +48,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The matrix without its first `i` rows.
-    fn from_row(self, i: usize) -> Self {
+    fn rows_from(self, i: usize) -> Self {
         Matrix { data: &self.data[i * self.row..], ..self }
     }
 }
@@ -85,7 +85,7 @@ pub fn gemm(
         let chunk = m.div_ceil(threads).next_multiple_of(MR);
         c.par_chunks_mut(chunk * ldc).enumerate().for_each(|(t, c)| {
             let rows = chunk.min(m - t * chunk);
-            let a = a.from_row(t * chunk);
+            let a = a.rows_from(t * chunk);
             let scratch = &mut Scratch::default();
             gemm_serial(isa, [rows, n, k], a, b, c, ldc, accumulate, scratch);
         });

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A checkpoint is written into a hidden directory, forced to disk and renamed, so that one that
-//! has its name is whole. Old ones are renamed before they are removed, for the same reason.
+//! has its name is whole. Old ones are renamed before they are removed, for the same reason. One
+//! that is replaced stays, under a hidden name, until the new one has its name.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -23,6 +24,7 @@ use crate::optimizer::{AdamW, Constants, Named};
 
 const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".unfinished-";
+const REPLACED: &str = ".replaced-";
 const WEIGHTS: &str = "weights.safetensors";
 const FIRST: &str = "moment1.safetensors";
 const SECOND: &str = "moment2.safetensors";
@@ -116,13 +118,19 @@ pub(crate) fn list(out: &Path) -> Result<Vec<u64>, TrainError> {
     Ok(steps)
 }
 
-/// Removes what a killed run left half-written or half-removed.
+/// Removes what a killed run left half-written or half-removed, and gives back its name to what was
+/// about to be replaced.
 pub(crate) fn sweep(out: &Path) -> Result<(), TrainError> {
     for entry in fs::read_dir(out).map_err(TrainError::io("list", out))? {
         let path = entry.map_err(TrainError::io("list", out))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let replaced = name.strip_prefix(REPLACED).map(|name| out.join(name));
+        if let Some(place) = replaced.as_ref().filter(|place| !place.exists()) {
+            fs::rename(&path, place).map_err(TrainError::io("create", place))?;
+            continue;
+        }
         let of_a_model = name.starts_with('.') && name.ends_with(".tmp");
-        if !name.starts_with(TEMPORARY) && !of_a_model {
+        if !name.starts_with(TEMPORARY) && !of_a_model && replaced.is_none() {
             continue;
         }
         let removed =
@@ -140,6 +148,7 @@ pub(crate) fn replace_directory(
 ) -> Result<PathBuf, TrainError> {
     let path = out.join(name);
     let hidden = out.join(format!("{TEMPORARY}{name}"));
+    let old = out.join(format!("{REPLACED}{name}"));
     let written = (|| {
         if hidden.exists() {
             fs::remove_dir_all(&hidden).map_err(TrainError::io("remove", &hidden))?;
@@ -147,13 +156,22 @@ pub(crate) fn replace_directory(
         fs::create_dir(&hidden).map_err(TrainError::io("create", &hidden))?;
         write(&hidden)?;
         sync(&hidden)?;
-        remove(out, name)?;
+        if path.exists() {
+            fs::rename(&path, &old).map_err(TrainError::io("replace", &path))?;
+        }
         fs::rename(&hidden, &path).map_err(TrainError::io("create", &path))?;
-        sync(out)
+        sync(out)?;
+        if old.exists() {
+            fs::remove_dir_all(&old).map_err(TrainError::io("remove", &old))?;
+        }
+        Ok(())
     })();
     if written.is_err() {
         // The first error is the one to report.
         let _ = fs::remove_dir_all(&hidden);
+        if !path.exists() {
+            let _ = fs::rename(&old, &path);
+        }
     }
     written.map(|()| path)
 }
@@ -253,4 +271,54 @@ pub(crate) fn load(
     adam.second = flat(load(SECOND)?);
     let average = has_average.then(|| load(AVERAGE)).transpose()?;
     Ok(RunState { weights, adam, average, progress })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The directory's only file, and how many hidden names there are beside it.
+    fn found(out: &Path) -> (String, usize) {
+        let hidden = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with('.');
+        let entries = fs::read_dir(out).unwrap().map(Result::unwrap);
+        let text = fs::read_to_string(out.join("a/file")).unwrap_or_default();
+        (text, entries.filter(hidden).count())
+    }
+
+    fn put(out: &Path, name: &str, text: &str) {
+        fs::create_dir(out.join(name)).unwrap();
+        fs::write(out.join(name).join("file"), text).unwrap();
+    }
+
+    #[test]
+    fn a_directory_is_replaced_or_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        let write = |text: &'static str| {
+            move |hidden: &Path| {
+                fs::write(hidden.join("file"), text).map_err(TrainError::io("write", hidden))
+            }
+        };
+        replace_directory(out, "a", write("1")).unwrap();
+        replace_directory(out, "a", write("2")).unwrap();
+        assert_eq!(found(out), ("2".to_owned(), 0));
+        let fails = |_: &Path| Err(TrainError::Cancelled);
+        replace_directory(out, "a", fails).unwrap_err();
+        assert_eq!(found(out), ("2".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_kill_between_the_two_renames_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path();
+        put(out, ".unfinished-a", "half");
+        put(out, ".replaced-a", "old");
+        sweep(out).unwrap();
+        assert_eq!(found(out), ("old".to_owned(), 0));
+        // After the second one, the new directory counts.
+        put(out, ".replaced-a", "older");
+        put(out, ".unfinished-old-b", "");
+        sweep(out).unwrap();
+        assert_eq!(found(out), ("old".to_owned(), 0));
+    }
 }

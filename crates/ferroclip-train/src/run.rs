@@ -506,11 +506,22 @@ fn check_columns(valid: &[(Dataset, &ValidData)]) -> Result<(), TrainError> {
 fn create(config: &TrainConfig) -> Result<(), TrainError> {
     let out = &config.run.out;
     fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
-    let mut entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
-    if entries.next().is_some() {
+    let entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
+    let entries: Result<Vec<_>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
+    let entries = entries.map_err(TrainError::io("list", out))?;
+    if !entries.iter().all(|path| is_unfinished_config(path)) {
         return Err(TrainError::RunExists { out: out.clone() });
     }
+    for path in &entries {
+        fs::remove_file(path).map_err(TrainError::io("remove", path))?;
+    }
     write_config(config)
+}
+
+/// Whether a run was killed while it wrote this, its first file: then it can only begin again.
+fn is_unfinished_config(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(&format!(".{CONFIG_FILE}.")) && name.ends_with(".tmp")
 }
 
 fn write_config(config: &TrainConfig) -> Result<(), TrainError> {

@@ -212,7 +212,12 @@ fn an_existing_run_and_a_changed_config_are_refused() {
     let place = Place::new();
     let config = place.config("a", &["run.epochs=1"]);
     assert!(matches!(train(&config, Start::Resume), Err(TrainError::NoRun { .. })));
+    // A run killed while it wrote its first file is no run yet.
+    fs::create_dir(place.out("a")).unwrap();
+    fs::write(place.out("a").join(".config.toml.123.tmp"), b"[mo").unwrap();
+    assert!(matches!(train(&config, Start::Resume), Err(TrainError::NoRun { .. })));
     train(&config, Start::New).unwrap();
+    assert!(!place.out("a").join(".config.toml.123.tmp").exists());
     assert!(matches!(train(&config, Start::New), Err(TrainError::RunExists { .. })));
     let changed = place.config("a", &["run.seed=1"]);
     let error = train(&changed, Start::Resume).unwrap_err();

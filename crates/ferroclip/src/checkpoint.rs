@@ -6,7 +6,7 @@
 //! the config before the first element is read. Tensors are then read one by one, through a small
 //! buffer, into their final f32 form; files are not mapped into memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -14,6 +14,7 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ModelConfig;
@@ -161,6 +162,10 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         }
         let mut header = vec![0; header_len as usize];
         source.read_exact(&mut header).map_err(end_early)?;
+        let repeated = RepeatedName::find(&header).map_err(|e| bad(format!("bad header: {e}")))?;
+        if let Some(name) = repeated {
+            return Err(bad(format!("its header has `{name}` twice")));
+        }
         let metadata: Metadata =
             serde_json::from_slice(&header).map_err(|e| bad(format!("bad header: {e}")))?;
         let data_start = 8 + header_len;
@@ -244,6 +249,34 @@ fn elements<'a, T: 'a, const N: usize>(
     bytes.as_chunks::<N>().0.iter().map(move |&bytes| from(bytes))
 }
 
+/// The first name that a JSON object has twice, which a map would merge in silence.
+struct RepeatedName(Option<String>);
+
+impl RepeatedName {
+    fn find(header: &[u8]) -> Result<Option<String>, serde_json::Error> {
+        let mut json = serde_json::Deserializer::from_slice(header);
+        json.deserialize_map(RepeatedName(None)).map(|found| found.0)
+    }
+}
+
+impl<'de> Visitor<'de> for RepeatedName {
+    type Value = RepeatedName;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<RepeatedName, A::Error> {
+        let mut names = BTreeSet::new();
+        while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+            if let Some(name) = names.replace(name) {
+                self.0.get_or_insert(name);
+            }
+        }
+        Ok(self)
+    }
+}
+
 /// Every tensor lies in the file and has the length of its shape; together they fill the file.
 fn check_layout(tensors: &BTreeMap<String, TensorInfo>, data_len: u64) -> Result<(), String> {
     let mut total: u64 = 0;
@@ -261,6 +294,15 @@ fn check_layout(tensors: &BTreeMap<String, TensorInfo>, data_len: u64) -> Result
             return Err(format!("the file ends before `{name}` does: it is truncated"));
         }
         total += (end - start) as u64;
+    }
+    let mut ranges: Vec<_> = tensors.iter().map(|(name, t)| (t.data_offsets, name)).collect();
+    ranges.sort_unstable();
+    let mut expected = 0;
+    for ((start, end), name) in ranges {
+        if start != expected {
+            return Err(format!("`{name}` begins at byte {start}, expected {expected}"));
+        }
+        expected = end;
     }
     match total == data_len {
         true => Ok(()),

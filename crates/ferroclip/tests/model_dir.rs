@@ -151,6 +151,31 @@ fn damaged_files_are_errors_and_cost_no_memory() {
 }
 
 #[test]
+fn tensors_that_repeat_overlap_or_leave_holes_are_refused() {
+    let folder = directory(|_| {});
+    let path = folder.path().join(WEIGHTS_FILE);
+    let one = |name: &str, start: usize| {
+        let end = start + 8;
+        format!(r#""{name}":{{"dtype":"F32","shape":[2],"data_offsets":[{start},{end}]}}"#)
+    };
+    // The sum of the lengths is that of the file in the first two.
+    let cases = [
+        ([one("a", 0), one("a", 8)], 16, "header has `a` twice"),
+        ([one("a", 0), one("b", 4)], 16, "`b`"),
+        ([one("a", 0), one("b", 12)], 20, "`b`"),
+    ];
+    for (tensors, n_bytes, part) in cases {
+        let header = format!("{{{}}}", tensors.join(","));
+        let length = (header.len() as u64).to_le_bytes();
+        let bytes = [&length, header.as_bytes(), &vec![0; n_bytes]].concat();
+        fs::write(&path, bytes).expect("written");
+        let error = open_error(folder.path());
+        assert_error(&error, "weights", &[part, WEIGHTS_FILE]);
+        assert!(!error.to_string().contains("missing"), "{error}");
+    }
+}
+
+#[test]
 fn faults_of_the_config_are_named() {
     let cases = [
         (r#""embed_dim": 8"#, r#""embed_dim": 8, "embed_dims": 9"#, "unknown field `embed_dims`"),
