@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::common::{command, draw, files_below, model, on_model, on_model_with_stdin, run, write};
+use crate::common::{
+    changed_model, command, draw, files_below, model, on_model, on_model_with_stdin, run, write,
+};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -168,6 +170,20 @@ fn embed_writes_clip_retrievals_layout() {
     let resumed = on_model(&[&args[..], &["--json", "--resume"]].concat());
     assert_eq!((resumed.code, &resumed.json()["finished_before"]), (0, &json!(2)));
     on_model(&[&args[..], &["--resume", "--dtype", "f32"]].concat()).fails(1, "other settings");
+}
+
+#[test]
+fn a_command_reads_the_tower_that_it_needs() {
+    let folder = tempdir().unwrap();
+    let model = changed_model(&folder.path().join("model"), |weights| {
+        let of_image = weights.iter_mut().filter(|(name, _)| name.starts_with("visual."));
+        of_image.for_each(|(_, tensor)| tensor.data.fill(f32::NAN));
+    });
+    let texts = ["similarity", "--text", "red", "--against-text", "blue", "--model", &model];
+    assert_eq!(run(&texts).code, 0);
+    let path = pictures(folder.path());
+    let images = ["similarity", "--text", "red", "--against-images", &path, "--model", &model];
+    run(&images).fails(1, "holds NaN");
 }
 
 #[test]

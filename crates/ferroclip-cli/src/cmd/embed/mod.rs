@@ -5,7 +5,6 @@ mod rows;
 
 use std::time::Instant;
 
-use ferroclip::Clip;
 use ferroclip_data::{Dataset, Filter};
 use serde_json::{Value, json};
 
@@ -16,6 +15,7 @@ use crate::args::Common;
 use crate::error::{Done, Error, Kind, Result};
 use crate::inputs::{Failure, Pictures, embed_options, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};
+use crate::model::Encoders;
 use crate::output;
 use crate::progress::Progress;
 
@@ -38,11 +38,13 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
         return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
     }
     let parts = parts(args)?;
-    let clip = args.model.open()?;
+    let encoders = args
+        .model
+        .open_encoders(parts.iter().any(Rows::has_images), parts.iter().any(Rows::has_texts))?;
     let start = Instant::now();
     let mut totals = Totals::default();
     for rows in &parts {
-        embed(args, &clip, rows, common, &mut totals).map_err(|error| match error.kind {
+        embed(args, &encoders, rows, common, &mut totals).map_err(|error| match error.kind {
             Kind::Interrupted => error.hint("finished files are kept; go on with `--resume`"),
             _ => error,
         })?;
@@ -79,7 +81,7 @@ fn parts(args: &EmbedArgs) -> Result<Vec<Rows>> {
 
 fn embed(
     args: &EmbedArgs,
-    clip: &Clip,
+    encoders: &Encoders,
     rows: &Rows,
     common: &Common,
     totals: &mut Totals,
@@ -108,7 +110,7 @@ fn embed(
     for piece in pieces {
         let n_rows = piece.rows.len();
         let report = |done| progress.set(n_done + done);
-        let (written, failures) = rows.embed(clip, piece.rows, &options, &report)?;
+        let (written, failures) = rows.embed(encoders, piece.rows, &options, &report)?;
         layout.write(piece.number, &written)?;
         n_done += n_rows;
         totals.files += 1;
