@@ -182,7 +182,7 @@ impl Clip {
     /// As [`TextEncoder::embed_texts_with`].
     ///
     /// # Errors
-    /// When the caller raised the stop flag.
+    /// When the caller raised the stop flag, or asks for patches.
     pub fn embed_texts_with<T: AsRef<str>>(
         &self,
         texts: &[T],

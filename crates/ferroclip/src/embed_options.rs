@@ -10,12 +10,28 @@ use crate::error::Error;
 use crate::image::DecodeLimits;
 use crate::param::elements;
 
+/// What a tower gives for each input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Features {
+    /// The embedding, behind the projection: `embed_dim` numbers.
+    #[default]
+    Embedding,
+    /// What the projection is applied to: the tower's `width` numbers, behind the final norm and
+    /// pooling. Never normalised.
+    Pooled,
+    /// Pictures only: the rows of all patches, `patches * width` numbers. See
+    /// [`ImageTower::patches`](crate::ImageTower::patches). Never normalised.
+    Patches,
+}
+
 /// How to embed.
 #[derive(Clone, Copy)]
 pub struct EmbedOptions<'a> {
     /// Inputs that go through a tower together. Results do not depend on it, memory does.
     pub batch_size: usize,
-    /// Divide each embedding by its norm.
+    /// What to give for each input.
+    pub features: Features,
+    /// Divide each embedding by its norm; other features are left as they are.
     pub normalize: bool,
     /// What a picture may cost.
     pub limits: DecodeLimits,
@@ -31,6 +47,7 @@ impl Default for EmbedOptions<'_> {
     fn default() -> Self {
         EmbedOptions {
             batch_size: 32,
+            features: Features::default(),
             normalize: true,
             limits: DecodeLimits::default(),
             exif: false,
@@ -56,7 +73,8 @@ impl EmbedOptions<'_> {
 
     /// The rows on the host, divided by their norm where that is asked for.
     pub(crate) fn finish(&self, x: Tensor<2>) -> Vec<f32> {
-        elements(if self.normalize { unit_rows(x) } else { x })
+        let unit = self.normalize && self.features == Features::Embedding;
+        elements(if unit { unit_rows(x) } else { x })
     }
 }
 
@@ -64,6 +82,7 @@ impl fmt::Debug for EmbedOptions<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EmbedOptions")
             .field("batch_size", &self.batch_size)
+            .field("features", &self.features)
             .field("normalize", &self.normalize)
             .field("limits", &self.limits)
             .field("exif", &self.exif)

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use crate::builtin;
 use crate::config::Config;
-use crate::embed_options::EmbedOptions;
+use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image::Picture;
@@ -146,6 +146,16 @@ impl ImageEncoder {
         Ok(())
     }
 
+    /// Numbers that the tower gives for a picture.
+    pub fn dim(&self, features: Features) -> usize {
+        let [patches, width] = self.tower.patch_shape();
+        match features {
+            Features::Embedding => self.config.model.embed_dim,
+            Features::Pooled => width,
+            Features::Patches => patches * width,
+        }
+    }
+
     /// Unit embeddings of pictures: paths, or other [`ImageSource`]s.
     ///
     /// # Errors
@@ -172,7 +182,7 @@ impl ImageEncoder {
         images: &[ImageSource<'_>],
         options: &EmbedOptions<'_>,
     ) -> Result<ImageEmbeddings, Error> {
-        let embeddings = Embeddings::empty(self.config.model.embed_dim);
+        let embeddings = Embeddings::empty(self.dim(options.features));
         let mut out = ImageEmbeddings { embeddings, ..ImageEmbeddings::default() };
         let batch_size = options.batch_size.max(1);
         let mut pixels = Vec::new();
@@ -181,7 +191,11 @@ impl ImageEncoder {
             let first = batch * batch_size;
             let n = self.read_batch(sources, first, options, &mut pixels, &mut out);
             if n > 0 {
-                let x = self.tower.forward(&pixels, n);
+                let x = match options.features {
+                    Features::Embedding => self.tower.forward(&pixels, n),
+                    Features::Pooled => self.tower.pooled(&pixels, n),
+                    Features::Patches => self.tower.patches(&pixels, n),
+                };
                 out.embeddings.append(&options.finish(x));
             }
             options.report(first + sources.len());

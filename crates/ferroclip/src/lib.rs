@@ -70,7 +70,7 @@ pub use config::{
     Cleaning, Config, ImagePool, ModelConfig, NormConfig, Sides, TextConfig, TextPool,
     TokenizerConfig, VisionConfig,
 };
-pub use embed_options::EmbedOptions;
+pub use embed_options::{EmbedOptions, Features};
 pub use embeddings::Embeddings;
 pub use error::{Differences, Error};
 pub use files::write_atomically;

@@ -8,7 +8,7 @@ use burn::prelude::Device;
 
 use crate::builtin;
 use crate::config::Config;
-use crate::embed_options::EmbedOptions;
+use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::model_dir;
@@ -103,13 +103,17 @@ impl TextEncoder {
     /// Embeddings of texts.
     ///
     /// # Errors
-    /// When the caller raised the stop flag.
+    /// When the caller raised the stop flag, or asks for patches.
     pub fn embed_texts_with<T: AsRef<str>>(
         &self,
         texts: &[T],
         options: &EmbedOptions<'_>,
     ) -> Result<Embeddings, Error> {
-        let mut out = Embeddings::empty(self.config.model.embed_dim);
+        let mut out = Embeddings::empty(match options.features {
+            Features::Embedding => self.config.model.embed_dim,
+            Features::Pooled => self.config.model.text_cfg.width,
+            Features::Patches => return Err(Error::NoPatches),
+        });
         let batch_size = options.batch_size.max(1);
         for (batch, texts) in texts.chunks(batch_size).enumerate() {
             options.check_stop()?;
@@ -118,7 +122,11 @@ impl TextEncoder {
             let cut = (first..).zip(&tokens).filter(|(_, tokens)| tokens.truncated > 0);
             out.truncated.extend(cut.map(|(place, _)| place));
             let ids: Vec<&[u32]> = tokens.iter().map(|tokens| tokens.ids.as_slice()).collect();
-            out.append(&options.finish(self.tower.forward(&ids)));
+            let x = match options.features {
+                Features::Pooled => self.tower.pooled(&ids),
+                _ => self.tower.forward(&ids),
+            };
+            out.append(&options.finish(x));
             options.report(first + texts.len());
         }
         Ok(out)

@@ -187,6 +187,31 @@ fn a_command_reads_the_tower_that_it_needs() {
 }
 
 #[test]
+fn embed_writes_pooled_and_patch_features() {
+    let folder = tempdir().unwrap();
+    let path = pictures(folder.path());
+    let config = on_model(&["inspect", "--json"]).json()["config"]["model_cfg"].clone();
+    let width = &config["vision_cfg"]["width"];
+    let out = folder.path().join("out");
+    let args = |features: &'static str, out: &'static str| {
+        let out = folder.path().join(out).display().to_string();
+        ["embed", "--images", &path, "--features", features, "--out", &out].map(str::to_owned)
+    };
+    let on = |args: &[String]| on_model(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(on(&args("pooled", "out")).code, 0);
+    let (header, _) = npy(&out.join("img_emb/img_emb_0.npy"));
+    assert!(header.contains(&format!("(2,{width},)")), "{header}");
+    let run = on(&[&args("patches", "patches")[..], &["--no-normalize".to_owned()]].concat());
+    assert!(run.code == 0 && run.stderr.contains("changes nothing"), "{}", run.stderr);
+    let (header, data) = npy(&folder.path().join("patches/img_emb/img_emb_0.npy"));
+    assert!(header.contains("(2,") && header.contains(&format!(",{width},)")), "{header}");
+    assert!(data.len() > 2 * 2 * width.as_u64().unwrap() as usize);
+    on(&args("patches", "out")).fails(1, "other settings");
+    let texts = [&args("patches", "t")[..], &["--text", "a"].map(str::to_owned)].concat();
+    on(&texts).fails(2, "texts have no patches");
+}
+
+#[test]
 fn shards_share_the_files() {
     let folder = tempdir().unwrap();
     let data = folder.path().join("data");

@@ -30,17 +30,22 @@ struct Totals {
 }
 
 pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
-    if args.features != Features::Embedding {
-        return Err(Error::usage("only `--features embedding` is there yet")
-            .hint("pooled and patch features are to come"));
+    if args.features == Features::Patches && args.texts.is_given() {
+        return Err(Error::usage("texts have no patches")
+            .hint("leave `--text` and `--texts` out, or choose `--features pooled`"));
+    }
+    if args.features != Features::Embedding && args.no_normalize {
+        let features = args.features.name();
+        let text = format!("`--no-normalize` changes nothing: {features} features never are");
+        output::note(common, &text);
     }
     if args.rows_per_file == Some(0) || args.batch == 0 {
         return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
     }
     let parts = parts(args)?;
-    let encoders = args
-        .model
-        .open_encoders(parts.iter().any(Rows::has_images), parts.iter().any(Rows::has_texts))?;
+    let has_images = parts.iter().any(Rows::has_images);
+    let has_texts = parts.iter().any(Rows::has_texts) && args.features != Features::Patches;
+    let encoders = args.model.open_encoders(has_images, has_texts)?;
     let start = Instant::now();
     let mut totals = Totals::default();
     for rows in &parts {
@@ -87,7 +92,12 @@ fn embed(
     totals: &mut Totals,
 ) -> Result<()> {
     let Shard(shard, n_shards) = args.shard;
-    let share = rows.len().div_ceil(n_shards).clamp(1, ROWS_PER_FILE);
+    // A row of patch features is as large as that many others.
+    let patches = match args.features {
+        Features::Patches => encoders.image().tower().patch_shape()[0],
+        _ => 1,
+    };
+    let share = rows.len().div_ceil(n_shards).clamp(1, (ROWS_PER_FILE / patches).max(1));
     let layout = Layout {
         out: args.out.clone(),
         dtype: args.dtype,
@@ -101,6 +111,7 @@ fn embed(
     let options = ferroclip::EmbedOptions {
         batch_size: args.batch,
         normalize: !args.no_normalize,
+        features: args.features.of_library(),
         ..embed_options(args.exif)
     };
     let n_rows = pieces.iter().map(|piece| piece.rows.len()).sum();
@@ -110,7 +121,10 @@ fn embed(
     for piece in pieces {
         let n_rows = piece.rows.len();
         let report = |done| progress.set(n_done + done);
-        let (written, failures) = rows.embed(encoders, piece.rows, &options, &report)?;
+        let (mut written, failures) = rows.embed(encoders, piece.rows, &options, &report)?;
+        if args.features == Features::Patches {
+            written.image_shape = encoders.image().tower().patch_shape().to_vec();
+        }
         layout.write(piece.number, &written)?;
         n_done += n_rows;
         totals.files += 1;
@@ -126,7 +140,8 @@ fn settings(args: &EmbedArgs) -> Value {
     json!({
         "model": args.model.model,
         "dtype": args.dtype.name(),
-        "normalize": !args.no_normalize,
+        "features": args.features.name(),
+        "normalize": args.features == Features::Embedding && !args.no_normalize,
         "shards": args.shard.1,
         "rows_per_file": args.rows_per_file,
         "data": args.data,

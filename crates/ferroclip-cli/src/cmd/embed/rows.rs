@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ferroclip::{EmbedOptions, Embeddings, ImageSource};
+use ferroclip::{EmbedOptions, Embeddings, Features, ImageSource};
 use ferroclip_data::Dataset;
 use rayon::prelude::*;
 
@@ -108,9 +108,9 @@ impl Rows {
                 let written = Written {
                     cells: result.inputs.iter().map(|&place| vec![name(place).clone()]).collect(),
                     images: Some(result.embeddings),
-                    texts: None,
                     columns: vec!["image_path".to_owned()],
                     failures: failures.iter().map(Failure::to_json).collect(),
+                    ..Written::default()
                 };
                 Ok((written, failures))
             }
@@ -135,7 +135,7 @@ fn embed_data(
     rows: Range<usize>,
     options: &EmbedOptions<'_>,
 ) -> Result<(Written, Vec<Failure>)> {
-    let mut images = Embeddings::empty(encoders.image().config().model.embed_dim);
+    let mut images = Embeddings::empty(encoders.image().dim(options.features));
     let (mut kept, mut failures) = (Vec::new(), Vec::new());
     for start in rows.clone().step_by(PICTURES_AT_ONCE) {
         let chunk = start..(start + PICTURES_AT_ONCE).min(rows.end);
@@ -171,6 +171,7 @@ fn embed_data(
     let inner = EmbedOptions { progress: None, ..*options };
     let embedded = match captions {
         [] => None,
+        _ if options.features == Features::Patches => None,
         _ => Some(encoders.text().embed_texts_with(&texts, &inner)?),
     };
     let names = dataset.columns().iter().map(|name| match name.as_str() {
@@ -189,6 +190,7 @@ fn embed_data(
         columns,
         cells: cells.collect(),
         failures: failures.iter().map(Failure::to_json).collect(),
+        ..Written::default()
     };
     Ok((written, failures))
 }
