@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use ferroclip::{EmbedOptions, ImageSource};
+use ferroclip::{EmbedOptions, ImageEncoder, ImageSource};
 use ferroclip_data::PICTURE_EXTENSIONS;
 use serde_json::{Value, json};
 
@@ -340,7 +340,7 @@ pub(crate) fn embed_options(exif: bool) -> EmbedOptions<'static> {
 
 /// Embeds pictures with a progress bar. Failures, also of `pictures.failures`, come back in order.
 pub(crate) fn embed_pictures(
-    clip: &ferroclip::Clip,
+    encoder: &ImageEncoder,
     pictures: &Pictures,
     options: &EmbedOptions<'_>,
     common: &Common,
@@ -348,7 +348,7 @@ pub(crate) fn embed_pictures(
     let progress = crate::progress::Progress::new(common, "pictures", pictures.names.len());
     let report = |done| progress.set(done);
     let options = EmbedOptions { progress: Some(&report), ..*options };
-    let mut result = clip.embed_images_with(&pictures.sources(), &options)?;
+    let mut result = encoder.embed_images_with(&pictures.sources(), &options)?;
     drop(progress);
     let mut failures = pictures.failures.clone();
     for (place, error) in std::mem::take(&mut result.failures) {

@@ -6,7 +6,8 @@
 //! failures.jsonl                   embed.json (the settings; they may not change on the way)
 //! ```
 //!
-//! The rows are cut into files of a fixed number of rows. Each file appears under its name when it
+//! Patch features are `[rows, patches, width]` in `img_emb`, and then there is no `text_emb`; all else
+//! is `[rows, numbers]`. The rows are cut into files of a fixed number of rows. Each file appears under its name when it
 //! is whole, the embeddings last: where they are, their number is finished and never done again.
 
 use std::fs;
@@ -47,6 +48,8 @@ pub(crate) struct Piece {
 #[derive(Debug, Default)]
 pub(crate) struct Written {
     pub(crate) images: Option<Embeddings>,
+    /// The shape of a picture's numbers, where they are more than a row.
+    pub(crate) image_shape: Vec<usize>,
     pub(crate) texts: Option<Embeddings>,
     pub(crate) columns: Vec<String>,
     /// The cells of each row that has embeddings.
@@ -105,10 +108,15 @@ impl Layout {
         let path = self.file(metadata, number, "parquet");
         parquet::write(&made(&path)?, &written.columns, &written.cells)?;
         self.write_failures(number, &written.failures)?;
-        for (folder, embeddings) in [("text_emb", &written.texts), ("img_emb", &written.images)] {
+        let parts = [
+            ("text_emb", &written.texts, &[][..]),
+            ("img_emb", &written.images, &written.image_shape),
+        ];
+        for (folder, embeddings, row_shape) in parts {
             if let Some(x) = embeddings {
                 let path = self.file(folder, number, "npy");
-                npy::write(&made(&path)?, self.dtype, &[x.rows, x.dim], &x.data)?;
+                let row = if row_shape.is_empty() { &[x.dim][..] } else { row_shape };
+                npy::write(&made(&path)?, self.dtype, &[&[x.rows], row].concat(), &x.data)?;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use ferroclip::Clip;
+use ferroclip::{Clip, ImageEncoder, TextEncoder};
 
 use crate::error::{Error, Result};
 
@@ -66,12 +66,51 @@ impl ComputeArgs {
     }
 }
 
+/// The halves of a model that a command needs; only their tensors were read.
+pub(crate) struct Encoders {
+    image: Option<ImageEncoder>,
+    text: Option<TextEncoder>,
+}
+
+impl Encoders {
+    /// # Panics
+    /// When the command did not ask for it.
+    pub(crate) fn image(&self) -> &ImageEncoder {
+        self.image.as_ref().expect("the command asked for the image tower")
+    }
+
+    /// # Panics
+    /// When the command did not ask for it.
+    pub(crate) fn text(&self) -> &TextEncoder {
+        self.text.as_ref().expect("the command asked for the text tower")
+    }
+}
+
 impl ModelArgs {
     /// Sets up the computation and opens the model.
     pub(crate) fn open(&self) -> Result<Clip> {
+        Ok(match self.set_up()? {
+            None => Clip::builtin()?,
+            Some(path) => Clip::open(path)?,
+        })
+    }
+
+    /// Sets up the computation and opens the towers asked for.
+    pub(crate) fn open_encoders(&self, image: bool, text: bool) -> Result<Encoders> {
+        let path = self.set_up()?;
+        let open_image = || path.map_or_else(ImageEncoder::builtin, ImageEncoder::open);
+        let open_text = || path.map_or_else(TextEncoder::builtin, TextEncoder::open);
+        Ok(Encoders {
+            image: image.then(open_image).transpose()?,
+            text: text.then(open_text).transpose()?,
+        })
+    }
+
+    /// Sets up the computation; the path of the model, `None` for the built-in one.
+    fn set_up(&self) -> Result<Option<&Path>> {
         self.compute.set_up()?;
         if self.model == BUILTIN {
-            return Ok(Clip::builtin()?);
+            return Ok(None);
         }
         let path = Path::new(&self.model);
         if !path.exists() {
@@ -81,6 +120,6 @@ impl ModelArgs {
             );
             return Err(Error::input(format!("no such model: `{}`", self.model)).hint(hint));
         }
-        Ok(Clip::open(path)?)
+        Ok(Some(path))
     }
 }

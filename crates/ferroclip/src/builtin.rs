@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::error::Error;
 use crate::model_dir::ModelFiles;
-use crate::param::Weights;
+use crate::param::{TowerKind, Weights};
 use crate::tokenizer::Tokenizer;
 
 macro_rules! model_file {
@@ -19,9 +19,21 @@ const WEIGHTS: &[u8] = include_bytes!(model_file!("open_clip_model.safetensors")
 
 /// The parts of the built-in model.
 pub(crate) fn draw_mini() -> Result<ModelFiles, Error> {
-    let config = Config::from_json(CONFIG, NAME)?;
-    let tokenizer = Tokenizer::from_hf_json(TOKENIZER)
-        .map_err(|source| Error::Tokenizer { origin: NAME.to_owned(), source })?;
+    let config = config()?;
     let weights = Weights::from_bytes(WEIGHTS, NAME, &config.model)?;
-    Ok(ModelFiles { config, weights, tokenizer })
+    Ok(ModelFiles { config, weights, tokenizer: tokenizer()? })
+}
+
+pub(crate) fn config() -> Result<Config, Error> {
+    Config::from_json(CONFIG, NAME)
+}
+
+pub(crate) fn tokenizer() -> Result<Tokenizer, Error> {
+    Tokenizer::from_hf_json(TOKENIZER)
+        .map_err(|source| Error::Tokenizer { origin: NAME.to_owned(), source })
+}
+
+/// The weights of one tower.
+pub(crate) fn tower(config: &Config, tower: TowerKind) -> Result<Weights, Error> {
+    Weights::tower_from_bytes(WEIGHTS, NAME, &config.model, tower)
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::files::write_atomically;
-use crate::param::{WeightTensor, Weights, differences};
+use crate::param::{TowerKind, WeightTensor, Weights, differences};
 
 /// Longest header that is read. The largest models in use stay below 1 MiB.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -57,7 +57,7 @@ impl Weights {
     /// As [`Weights::load`]; also when a tensor is missing, left over or wrongly shaped, or an
     /// element is NaN or infinite.
     pub fn load_for(path: &Path, config: &ModelConfig) -> Result<Weights, Error> {
-        SafetensorsFile::open(path)?.read_for(config)
+        SafetensorsFile::open(path)?.read_for(config, |_| true)
     }
 
     /// As [`Weights::load_for`], from the bytes of a file that errors call `origin`.
@@ -65,7 +65,27 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load_for`].
     pub fn from_bytes(bytes: &[u8], origin: &str, config: &ModelConfig) -> Result<Weights, Error> {
-        SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config)
+        SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config, |_| true)
+    }
+
+    /// As [`Weights::load_for`], but only the tensors of one tower are read. Names and shapes of all
+    /// are checked.
+    pub(crate) fn load_tower(
+        path: &Path,
+        config: &ModelConfig,
+        tower: TowerKind,
+    ) -> Result<Weights, Error> {
+        SafetensorsFile::open(path)?.read_for(config, |name| tower.owns(name))
+    }
+
+    /// As [`Weights::load_tower`], from the bytes of a file.
+    pub(crate) fn tower_from_bytes(
+        bytes: &[u8],
+        origin: &str,
+        config: &ModelConfig,
+        tower: TowerKind,
+    ) -> Result<Weights, Error> {
+        SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config, |name| tower.owns(name))
     }
 
     /// Writes a safetensors file; it appears whole or not at all. Equal weights give equal bytes.
@@ -127,7 +147,7 @@ struct SafetensorsFile<R> {
     tensors: BTreeMap<String, TensorInfo>,
 }
 
-impl SafetensorsFile<BufReader<File>> {
+impl SafetensorsFile<File> {
     fn open(path: &Path) -> Result<Self, Error> {
         let file = File::open(path).map_err(|source| Error::io("read", path, source))?;
         let is_file = file.metadata().map_err(|source| Error::io("read", path, source))?.is_file();
@@ -135,7 +155,7 @@ impl SafetensorsFile<BufReader<File>> {
             let source = io::Error::from(io::ErrorKind::IsADirectory);
             return Err(Error::io("read", path, source));
         }
-        SafetensorsFile::new(BufReader::new(file), &path.display().to_string())
+        SafetensorsFile::new(file, &path.display().to_string())
     }
 }
 
@@ -175,7 +195,12 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         Ok(SafetensorsFile { source, origin: origin.to_owned(), data_start, tensors })
     }
 
-    fn read_for(mut self, config: &ModelConfig) -> Result<Weights, Error> {
+    /// Checks all tensors against the config and reads those that are `wanted`.
+    fn read_for(
+        mut self,
+        config: &ModelConfig,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Weights, Error> {
         let mut infos = std::mem::take(&mut self.tensors);
         infos.retain(|name, _| !BOOKKEEPING.contains(&name.as_str()));
         let expected = config.parameter_shapes();
@@ -190,6 +215,7 @@ impl<R: Read + Seek> SafetensorsFile<R> {
                 info.shape = shape;
             }
         }
+        infos.retain(|name, _| wanted(name));
         let origin = self.origin.clone();
         let weights = self.read_all(infos)?;
         match weights.first_not_finite() {

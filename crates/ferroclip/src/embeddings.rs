@@ -5,7 +5,7 @@
 pub struct Embeddings {
     /// Number of rows.
     pub rows: usize,
-    /// Numbers in a row, the model's `embed_dim`.
+    /// Numbers in a row: the model's `embed_dim`, unless other features were asked for.
     pub dim: usize,
     /// The rows, one behind the other.
     pub data: Vec<f32>,

@@ -103,6 +103,9 @@ pub enum Error {
         /// The template as given.
         template: String,
     },
+    /// Patch features of a text.
+    #[error("texts have no patches")]
+    NoPatches,
     /// The caller's flag was raised.
     #[error("cancelled")]
     Cancelled,
@@ -161,7 +164,9 @@ impl Error {
             Error::Weights { .. } | Error::Mismatch { .. } | Error::NotFinite { .. } => "weights",
             Error::Tokenizer { .. } | Error::Vocabulary { .. } => "tokenizer",
             Error::Image { .. } => "image",
-            Error::NoLabels | Error::NoTemplates | Error::Template { .. } => "input",
+            Error::NoLabels | Error::NoTemplates | Error::NoPatches | Error::Template { .. } => {
+                "input"
+            }
             Error::Cancelled => "cancelled",
         }
     }
@@ -190,6 +195,7 @@ impl Error {
             Error::Tokenizer { source, .. } => return source.hint(),
             Error::Vocabulary { .. } => "use the `tokenizer.json` that came with the model",
             Error::Image { source, .. } => return source.hint(),
+            Error::NoPatches => "ask for embeddings or pooled features of texts",
             Error::NoLabels => "give at least one label",
             Error::NoTemplates => "give at least one template, for instance `a photo of a {}.`",
             Error::Template { .. } => "write `{}` where the label belongs: `a photo of a {}.`",

@@ -22,7 +22,8 @@
 //! what the towers are and how a picture is resized, cropped and normalised
 //! ([`image::ImagePipeline`]); [`Weights`] are the parameters by open_clip's names; [`Tokenizer`]
 //! turns a text into ids. A model directory has a file for each, in the layout of open_clip, which
-//! reads what we write.
+//! reads what we write. Where one tower is enough, [`ImageEncoder`] and [`TextEncoder`] open it alone
+//! and read no tensor of the other.
 //!
 //! ```text
 //! bytes -> Picture -> ImagePipeline -> pixels -> ImageTower \
@@ -49,30 +50,36 @@ mod builtin;
 mod checkpoint;
 mod clip;
 mod config;
+mod embed_options;
 mod embeddings;
 mod error;
 mod files;
 pub mod image;
+mod image_encoder;
 mod init;
 mod model_dir;
 mod param;
+mod text_encoder;
 pub mod tokenizer;
 mod towers;
 mod zero_shot;
 
 pub use checkpoint::FloatFormat;
-pub use clip::{Clip, EmbedOptions, ImageEmbeddings, ImageSource};
+pub use clip::Clip;
 pub use config::{
     Cleaning, Config, ImagePool, ModelConfig, NormConfig, Sides, TextConfig, TextPool,
     TokenizerConfig, VisionConfig,
 };
+pub use embed_options::{EmbedOptions, Features};
 pub use embeddings::Embeddings;
 pub use error::{Differences, Error};
 pub use files::write_atomically;
 pub use image::Picture;
+pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 pub use init::init;
 pub use model_dir::ModelFiles;
 pub use param::{ParamTensor, Params, WeightTensor, Weights};
+pub use text_encoder::TextEncoder;
 pub use tokenizer::Tokenizer;
 pub use towers::{ImageTower, TextTower};
 pub use zero_shot::{Classifier, Score, Scoring, check_templates};

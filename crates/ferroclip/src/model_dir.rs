@@ -16,7 +16,7 @@ use crate::checkpoint::FloatFormat;
 use crate::config::Config;
 use crate::error::Error;
 use crate::files::{read_text, sibling, sync_directory, write_atomically};
-use crate::param::Weights;
+use crate::param::{TowerKind, Weights};
 use crate::tokenizer::Tokenizer;
 
 const CONFIG_FILE: &str = "open_clip_config.json";
@@ -87,6 +87,20 @@ impl ModelFiles {
         }
         self.weights.save(&folder.join(WEIGHTS_FILE), format)
     }
+}
+
+/// The config and the weights of one tower; the tensors of the other are checked by name and shape
+/// only.
+pub(crate) fn load_tower(path: &Path, tower: TowerKind) -> Result<(Config, Weights), Error> {
+    let (folder, weights_path) = locate(path)?;
+    let config = load_config(&folder)?;
+    let weights = Weights::load_tower(&weights_path, &config.model, tower)?;
+    Ok((config, weights))
+}
+
+/// The tokenizer of the model at `path`.
+pub(crate) fn load_tokenizer_of(path: &Path, config: &Config) -> Result<Tokenizer, Error> {
+    load_tokenizer(&locate(path)?.0, config)
 }
 
 /// The directory of a model and its file of weights.

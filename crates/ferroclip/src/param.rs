@@ -21,6 +21,24 @@ pub struct WeightTensor {
     pub data: Vec<f32>,
 }
 
+/// Which tower a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TowerKind {
+    Image,
+    Text,
+}
+
+impl TowerKind {
+    /// Whether the tower needs the parameter of this name. `logit_scale` is needed by neither.
+    pub(crate) fn owns(self, name: &str) -> bool {
+        let of_image = name.starts_with("visual.");
+        match self {
+            TowerKind::Image => of_image,
+            TowerKind::Text => !of_image && name != "logit_scale",
+        }
+    }
+}
+
 /// Named tensors in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Weights(BTreeMap<String, WeightTensor>);

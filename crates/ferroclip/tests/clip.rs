@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ferroclip::{
-    Classifier, Clip, Config, EmbedOptions, Error, ImageSource, Picture, Scoring, init,
+    Classifier, Clip, Config, EmbedOptions, Error, Features, ImageSource, Picture, Scoring, init,
 };
 
 /// A small model that nobody trained, far from ties.
@@ -61,6 +61,32 @@ fn embeddings_are_unit_rows_whatever_the_batch() {
     let raw = clip.embed_images_with(&sources, &raw).expect("embedded").embeddings;
     let norm = raw.row(0).iter().map(|v| v * v).sum::<f32>().sqrt();
     assert!((raw.row(0)[0] / norm - all.row(0)[0]).abs() < 1e-6);
+}
+
+#[test]
+fn features_before_the_projection_are_not_normalised() {
+    let clip = model();
+    let (pictures, vision) = (pictures(), clip.config().model.vision_cfg.clone());
+    let sources: Vec<ImageSource<'_>> = pictures.iter().map(ImageSource::from).collect();
+    let pixels = clip.preprocess(&pictures[1], &EmbedOptions::default()).expect("a tensor");
+    let tower = clip.image_tower();
+    let cases = [
+        (Features::Pooled, vision.width, tower.pooled(&pixels, 1)),
+        (Features::Patches, vision.grid_cells() * vision.width, tower.patches(&pixels, 1)),
+    ];
+    for (features, dim, expected) in cases {
+        let options = EmbedOptions { features, ..EmbedOptions::default() };
+        let found = clip.embed_images_with(&sources, &options).expect("embedded").embeddings;
+        assert_eq!((found.rows, found.dim), (5, dim));
+        let expected: Vec<f32> = expected.into_data().try_into_vec().expect("f32");
+        assert_eq!(found.row(1), expected);
+    }
+    let options = EmbedOptions { features: Features::Pooled, ..EmbedOptions::default() };
+    let texts = clip.embed_texts_with(&["a cat"], &options).expect("embedded");
+    assert_eq!((texts.rows, texts.dim), (1, clip.config().model.text_cfg.width));
+    let options = EmbedOptions { features: Features::Patches, ..EmbedOptions::default() };
+    let error = clip.embed_texts_with(&["a cat"], &options).expect_err("texts have none");
+    assert_eq!(error.kind(), "input");
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use ferroclip::{Clip, Config, Error, FloatFormat, ModelFiles, WeightTensor, Weights, init};
+use ferroclip::{
+    Clip, Config, Error, FloatFormat, ImageEncoder, ModelFiles, Picture, TextEncoder, WeightTensor,
+    Weights, init,
+};
 use tempfile::TempDir;
 
 const CONFIG: &str = r#"{
@@ -255,4 +258,57 @@ fn presets_are_read_and_written_again() {
         let count: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
         assert_eq!(count, n, "{name}");
     }
+}
+
+/// A directory whose tensors with names that are `spoilt` hold NaN.
+fn spoilt(spoilt: impl Fn(&str) -> bool) -> TempDir {
+    directory(|weights| {
+        let tensors = weights.iter_mut().filter(|(name, _)| spoilt(name));
+        tensors.for_each(|(_, tensor)| tensor.data.fill(f32::NAN));
+    })
+}
+
+#[test]
+fn one_tower_is_opened_without_reading_the_other() {
+    let is_image = |name: &str| name.starts_with("visual.");
+    let whole = Clip::open(directory(|_| {}).path()).expect("the whole model");
+    let red = Picture::from_rgb8(20, 18, [255, 40, 0].repeat(20 * 18));
+
+    let folder = spoilt(|name| !is_image(name));
+    // The image tower needs no vocabulary either.
+    fs::remove_file(folder.path().join("tokenizer.json")).expect("removed");
+    assert_error(&TextEncoder::open(folder.path()).expect_err("NaN"), "weights", &["holds NaN"]);
+    let image = ImageEncoder::open(folder.path()).expect("the image tower is sound");
+    assert_eq!(image.embed_images([&red]).ok(), whole.embed_images([&red]).ok());
+
+    let folder = spoilt(|name| is_image(name) || name == "logit_scale");
+    assert_error(&open_error(folder.path()), "weights", &["holds NaN"]);
+    assert_error(&ImageEncoder::open(folder.path()).expect_err("NaN"), "weights", &["holds NaN"]);
+    let text = TextEncoder::open(folder.path()).expect("the text tower is sound");
+    let texts = ["a cat", "two small dogs"];
+    assert_eq!(text.embed_texts(&texts).ok(), whole.embed_texts(&texts).ok());
+}
+
+#[test]
+fn one_tower_is_refused_where_the_other_does_not_fit() {
+    let folder = directory(|weights| {
+        weights.remove("visual.proj");
+        weights.insert("ln_final.bias", WeightTensor { shape: vec![9], data: vec![0.0; 9] });
+        weights.insert("extra.bias", WeightTensor { shape: vec![2], data: vec![0.0; 2] });
+    });
+    let image = ImageEncoder::open(folder.path()).expect_err("the header is checked whole");
+    let text = TextEncoder::open(folder.path()).expect_err("the header is checked whole");
+    for error in [image, text] {
+        assert_error(&error, "weights", &["`visual.proj`", "`ln_final.bias`", "`extra.bias`"]);
+    }
+}
+
+#[test]
+fn the_towers_of_the_builtin_model_open_alone() {
+    let whole = Clip::builtin().expect("the built-in model");
+    let text = TextEncoder::builtin().expect("its text tower");
+    assert_eq!(text.embed_texts(&["a cat"]).ok(), whole.embed_texts(&["a cat"]).ok());
+    let red = Picture::from_rgb8(2, 2, [255, 0, 0].repeat(4));
+    let image = ImageEncoder::builtin().expect("its image tower");
+    assert_eq!(image.embed_images([&red]).ok(), whole.embed_images([&red]).ok());
 }

@@ -108,6 +108,28 @@ fn embeddings_are_open_clips() {
 }
 
 #[test]
+fn features_before_the_projection_are_open_clips() {
+    for variant in VARIANTS {
+        let case = Case::new(variant, &Device::flex());
+        let (pixels, n) = case.images();
+        let found = [
+            ("image_pooled", case.image.pooled(pixels, n)),
+            ("image_patches", case.image.patches(pixels, n)),
+            ("text_pooled", case.text.pooled(&case.texts())),
+        ];
+        for (name, x) in found {
+            let (shape, reference) = &case.golden[name];
+            if name == "image_patches" {
+                assert_eq!(shape[1..], case.image.patch_shape(), "{variant}");
+            }
+            let size = reference.iter().fold(1.0, |m: f32, v| m.max(v.abs()));
+            let off = largest_difference(&numbers(x), reference);
+            assert!(off <= UNIT_TOLERANCE * size, "{variant}: {name} off by {off}");
+        }
+    }
+}
+
+#[test]
 fn embeddings_are_open_clips_with_autodiff_on() {
     check_against_open_clip(&Device::flex().autodiff());
 }

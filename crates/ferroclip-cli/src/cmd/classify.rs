@@ -58,7 +58,8 @@ pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
     }
     let pictures = Pictures::list(&args.images);
     let options = inputs::embed_options(args.exif);
-    let (result, failures) = inputs::embed_pictures(&clip, &pictures, &options, common)?;
+    let (result, failures) =
+        inputs::embed_pictures(clip.image_encoder(), &pictures, &options, common)?;
     let top_k = if args.top_k == 0 { labels.len() } else { args.top_k };
     let answer = |(&place, embedding): (&usize, &[f32])| {
         let mut scores = classifier.classify(embedding, top_k);

@@ -27,14 +27,15 @@ pub(crate) struct PreprocessArgs {
 }
 
 pub(crate) fn run(args: &PreprocessArgs, common: &Common) -> Result<Done> {
-    let clip = args.model.open()?;
+    let encoders = args.model.open_encoders(true, false)?;
+    let encoder = encoders.image();
     let pictures = Pictures::list(std::slice::from_ref(&args.image));
     let [source] = pictures.sources()[..] else {
         let one = || crate::error::Error::usage("give one picture file, not a directory");
         return Err(pictures.failures.first().map_or_else(one, |failure| failure.error.clone()));
     };
-    let tensor = clip.preprocess(source, &inputs::embed_options(args.exif))?;
-    let [height, width] = clip.config().preprocess.size;
+    let tensor = encoder.preprocess(source, &inputs::embed_options(args.exif))?;
+    let [height, width] = encoder.config().preprocess.size;
     let shape = [3, height, width];
     npy::write(&args.out, Dtype::F32, &shape, &tensor)?;
     match common.json {

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ferroclip::{Clip, Embeddings};
+use ferroclip::Embeddings;
 use serde_json::{Value, json};
 
 use crate::args::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::inputs::{self, Failure, Pictures, TextArgs};
-use crate::model::ModelArgs;
+use crate::model::{Encoders, ModelArgs};
 use crate::npy::{self, Dtype};
 use crate::output;
 
@@ -60,10 +60,12 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
             "give `--against-images PATH...`, `--against-text TEXT` or `--against-texts FILE`",
         ));
     }
-    let clip = args.model.open()?;
+    let has_images = !args.images.is_empty() || !args.against_images.is_empty();
+    let has_texts = args.texts.is_given() || against.is_given();
+    let encoders = args.model.open_encoders(has_images, has_texts)?;
     let mut failures = Vec::new();
-    let rows = side(&clip, &args.images, &args.texts, common, &mut failures)?;
-    let columns = side(&clip, &args.against_images, &against, common, &mut failures)?;
+    let rows = side(&encoders, &args.images, &args.texts, common, &mut failures)?;
+    let columns = side(&encoders, &args.against_images, &against, common, &mut failures)?;
     let matrix = rows.embeddings.similarity(&columns.embeddings);
     if let Some(path) = &args.out {
         npy::write(path, Dtype::F32, &[rows.names.len(), columns.names.len()], &matrix)?;
@@ -74,7 +76,7 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
 }
 
 fn side(
-    clip: &Clip,
+    encoders: &Encoders,
     images: &[PathBuf],
     texts: &TextArgs,
     common: &Common,
@@ -83,14 +85,14 @@ fn side(
     let options = inputs::embed_options(false);
     if images.is_empty() {
         let names = texts.read()?;
-        let embeddings = clip.embed_texts_with(&names, &options)?;
+        let embeddings = encoders.text().embed_texts_with(&names, &options)?;
         for &row in &embeddings.truncated {
             output::note(common, &format!("text {} is too long and was cut", row + 1));
         }
         return Ok(Side { names, embeddings });
     }
     let pictures = Pictures::list(images);
-    let (result, failed) = inputs::embed_pictures(clip, &pictures, &options, common)?;
+    let (result, failed) = inputs::embed_pictures(encoders.image(), &pictures, &options, common)?;
     failures.extend(failed);
     let names = result.inputs.iter().map(|&place| pictures.names[place].clone()).collect();
     Ok(Side { names, embeddings: result.embeddings })

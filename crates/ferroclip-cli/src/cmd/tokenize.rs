@@ -26,12 +26,14 @@ pub(crate) fn run(args: &TokenizeArgs, common: &Common) -> Result<Done> {
             .hint("start and end of text alone fill 2 positions"));
     }
     let texts = args.texts.read()?;
-    let clip = args.model.open()?;
-    let context_length = args.context_length.unwrap_or(clip.config().model.text_cfg.context_length);
+    let encoders = args.model.open_encoders(false, true)?;
+    let encoder = encoders.text();
+    let context_length =
+        args.context_length.unwrap_or(encoder.config().model.text_cfg.context_length);
     let mut rows = Vec::with_capacity(texts.len());
     let mut values = Vec::with_capacity(texts.len());
     for text in &texts {
-        let tokens = clip.tokenizer().tokenize(text, context_length);
+        let tokens = encoder.tokenizer().tokenize(text, context_length);
         if common.json {
             let truncated = tokens.truncated > 0;
             values.push(json!({"text": text, "ids": tokens.ids, "truncated": truncated}));

@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::common::{command, draw, files_below, model, on_model, on_model_with_stdin, run, write};
+use crate::common::{
+    changed_model, command, draw, files_below, model, on_model, on_model_with_stdin, run, write,
+};
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
@@ -168,6 +170,45 @@ fn embed_writes_clip_retrievals_layout() {
     let resumed = on_model(&[&args[..], &["--json", "--resume"]].concat());
     assert_eq!((resumed.code, &resumed.json()["finished_before"]), (0, &json!(2)));
     on_model(&[&args[..], &["--resume", "--dtype", "f32"]].concat()).fails(1, "other settings");
+}
+
+#[test]
+fn a_command_reads_the_tower_that_it_needs() {
+    let folder = tempdir().unwrap();
+    let model = changed_model(&folder.path().join("model"), |weights| {
+        let of_image = weights.iter_mut().filter(|(name, _)| name.starts_with("visual."));
+        of_image.for_each(|(_, tensor)| tensor.data.fill(f32::NAN));
+    });
+    let texts = ["similarity", "--text", "red", "--against-text", "blue", "--model", &model];
+    assert_eq!(run(&texts).code, 0);
+    let path = pictures(folder.path());
+    let images = ["similarity", "--text", "red", "--against-images", &path, "--model", &model];
+    run(&images).fails(1, "holds NaN");
+}
+
+#[test]
+fn embed_writes_pooled_and_patch_features() {
+    let folder = tempdir().unwrap();
+    let path = pictures(folder.path());
+    let config = on_model(&["inspect", "--json"]).json()["config"]["model_cfg"].clone();
+    let width = &config["vision_cfg"]["width"];
+    let out = folder.path().join("out");
+    let args = |features: &'static str, out: &'static str| {
+        let out = folder.path().join(out).display().to_string();
+        ["embed", "--images", &path, "--features", features, "--out", &out].map(str::to_owned)
+    };
+    let on = |args: &[String]| on_model(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(on(&args("pooled", "out")).code, 0);
+    let (header, _) = npy(&out.join("img_emb/img_emb_0.npy"));
+    assert!(header.contains(&format!("(2,{width},)")), "{header}");
+    let run = on(&[&args("patches", "patches")[..], &["--no-normalize".to_owned()]].concat());
+    assert!(run.code == 0 && run.stderr.contains("changes nothing"), "{}", run.stderr);
+    let (header, data) = npy(&folder.path().join("patches/img_emb/img_emb_0.npy"));
+    assert!(header.contains("(2,") && header.contains(&format!(",{width},)")), "{header}");
+    assert!(data.len() > 2 * 2 * width.as_u64().unwrap() as usize);
+    on(&args("patches", "out")).fails(1, "other settings");
+    let texts = [&args("patches", "t")[..], &["--text", "a"].map(str::to_owned)].concat();
+    on(&texts).fails(2, "texts have no patches");
 }
 
 #[test]

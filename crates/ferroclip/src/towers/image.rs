@@ -59,10 +59,47 @@ impl ImageTower {
     /// # Panics
     /// When `pixels` does not hold `n` images of the config's size.
     pub fn forward(&self, pixels: &[f32], n: usize) -> Tensor<2> {
+        project(self.pooled(pixels, n), &self.projection)
+    }
+
+    /// Pooled features: what the projection is applied to, `[n, width]`.
+    ///
+    /// # Panics
+    /// As [`ImageTower::forward`].
+    pub fn pooled(&self, pixels: &[f32], n: usize) -> Tensor<2> {
+        let (x, spans) = self.rows(pixels, n);
+        self.pool(x, &spans)
+    }
+
+    /// Patch features: the rows of the patches, along the rows of the grid, that leave the blocks,
+    /// `[n * patches, width]`; open_clip's `output_tokens`. They have passed `ln_post`, unless
+    /// the config applies it behind the pooling (`final_ln_after_pool`). The class row is left out.
+    ///
+    /// # Panics
+    /// As [`ImageTower::forward`].
+    pub fn patches(&self, pixels: &[f32], n: usize) -> Tensor<2> {
+        let (x, spans) = self.rows(pixels, n);
+        let x = self.transformer.forward(x, &spans);
+        let of_patches: Vec<usize> =
+            spans.iter().flat_map(|rows| rows.start + 1..rows.end).collect();
+        let x = select_rows(x, &of_patches);
+        match self.norm_after_pool {
+            true => x,
+            false => self.ln_post.forward(x),
+        }
+    }
+
+    /// Patches of an image, and the width of a row.
+    pub fn patch_shape(&self) -> [usize; 2] {
+        [self.patches.cells(), self.projection.dims()[0]]
+    }
+
+    /// The rows that enter the first block.
+    fn rows(&self, pixels: &[f32], n: usize) -> (Tensor<2>, Spans) {
         let patches =
             self.conv.forward(self.patches.unfold_all(pixels, n, &self.positions.device()));
         let x = patch_rows(patches, Some(&self.class), &self.positions);
-        self.encode(x, &Spans::uniform(n, 1 + self.patches.cells()))
+        (self.norm_pre(x), Spans::uniform(n, 1 + self.patches.cells()))
     }
 
     /// As [`ImageTower::forward`], but image `i` shows only its patches `keep[i]`, counted along
@@ -89,16 +126,21 @@ impl ImageTower {
             next += cells.len();
         }
         let x = select_rows(Tensor::cat(vec![class, patches], 0), &order);
-        self.encode(x, &Spans::from_lengths(keep.iter().map(|cells| 1 + cells.len())))
+        let spans = Spans::from_lengths(keep.iter().map(|cells| 1 + cells.len()));
+        project(self.pool(self.norm_pre(x), &spans), &self.projection)
     }
 
-    /// From the rows with positions to embeddings.
-    fn encode(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
-        let x = match &self.ln_pre {
+    fn norm_pre(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.ln_pre {
             Some(norm) => norm.forward(x),
             None => x,
-        };
-        let pooled = match self.pool {
+        }
+    }
+
+    /// From the rows that enter the first block to pooled features.
+    fn pool(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
+        // With pooling by the class row `final_ln_after_pool` makes no difference.
+        match self.pool {
             ImagePool::Tok => {
                 let class_rows: Vec<usize> = spans.iter().map(|rows| rows.start).collect();
                 self.ln_post.forward(self.transformer.forward_pooled(x, spans, &class_rows))
@@ -110,8 +152,7 @@ impl ImageTower {
                     false => mean_rows(self.ln_post.forward(x), spans, 1),
                 }
             }
-        };
-        project(pooled, &self.projection)
+        }
     }
 }
 

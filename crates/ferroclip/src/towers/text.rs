@@ -49,6 +49,15 @@ impl TextTower {
     /// When a text is empty, has an id beyond the vocabulary, or its end lies beyond the context
     /// length.
     pub fn forward<T: AsRef<[u32]>>(&self, texts: &[T]) -> Tensor<2> {
+        project(self.pooled(texts), &self.projection)
+    }
+
+    /// Pooled features: the row at the end of each text behind `ln_final`, before the projection,
+    /// `[texts, width]`.
+    ///
+    /// # Panics
+    /// As [`TextTower::forward`].
+    pub fn pooled<T: AsRef<[u32]>>(&self, texts: &[T]) -> Tensor<2> {
         let read: Vec<&[u32]> = texts.iter().map(|ids| self.read_part(ids.as_ref())).collect();
         let spans = Spans::from_lengths(read.iter().map(|ids| ids.len()));
         let ids = read.concat();
@@ -56,7 +65,7 @@ impl TextTower {
         let x = embed_tokens(&self.tokens, &self.positions, &ids, &spans);
         let last_rows: Vec<usize> = spans.iter().map(|rows| rows.end - 1).collect();
         let pooled = self.transformer.forward_pooled(x, &spans, &last_rows);
-        project(self.ln_final.forward(pooled), &self.projection)
+        self.ln_final.forward(pooled)
     }
 
     /// The ids that can reach the pooled row: up to and including it.

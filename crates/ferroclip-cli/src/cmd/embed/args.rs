@@ -24,7 +24,7 @@ pub(crate) struct EmbedArgs {
     /// Type of the numbers
     #[arg(long, default_value = "f16")]
     pub(super) dtype: Dtype,
-    /// Leave embeddings as the tower gives them
+    /// Leave embeddings as the tower gives them; other features always are
     #[arg(long)]
     pub(super) no_normalize: bool,
     /// What to write of each input
@@ -57,12 +57,30 @@ pub(crate) struct EmbedArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Features {
-    /// After the projection
+    /// Unit embeddings, after the projection: rows x embed_dim
     Embedding,
-    /// The tower's output before the projection
+    /// After the final norm and pooling, before the projection, not normalised: rows x width
     Pooled,
-    /// One row for each patch
+    /// Pictures only: the last row of each patch, not normalised: rows x patches x width
     Patches,
+}
+
+impl Features {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Features::Embedding => "embedding",
+            Features::Pooled => "pooled",
+            Features::Patches => "patches",
+        }
+    }
+
+    pub(super) fn of_library(self) -> ferroclip::Features {
+        match self {
+            Features::Embedding => ferroclip::Features::Embedding,
+            Features::Pooled => ferroclip::Features::Pooled,
+            Features::Patches => ferroclip::Features::Patches,
+        }
+    }
 }
 
 /// Part and number of parts: typed as `I/N` counted from 1, kept counted from 0.

@@ -5,7 +5,6 @@ mod rows;
 
 use std::time::Instant;
 
-use ferroclip::Clip;
 use ferroclip_data::{Dataset, Filter};
 use serde_json::{Value, json};
 
@@ -16,6 +15,7 @@ use crate::args::Common;
 use crate::error::{Done, Error, Kind, Result};
 use crate::inputs::{Failure, Pictures, embed_options, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};
+use crate::model::Encoders;
 use crate::output;
 use crate::progress::Progress;
 
@@ -30,19 +30,26 @@ struct Totals {
 }
 
 pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
-    if args.features != Features::Embedding {
-        return Err(Error::usage("only `--features embedding` is there yet")
-            .hint("pooled and patch features are to come"));
+    if args.features == Features::Patches && args.texts.is_given() {
+        return Err(Error::usage("texts have no patches")
+            .hint("leave `--text` and `--texts` out, or choose `--features pooled`"));
+    }
+    if args.features != Features::Embedding && args.no_normalize {
+        let features = args.features.name();
+        let text = format!("`--no-normalize` changes nothing: {features} features never are");
+        output::note(common, &text);
     }
     if args.rows_per_file == Some(0) || args.batch == 0 {
         return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
     }
     let parts = parts(args)?;
-    let clip = args.model.open()?;
+    let has_images = parts.iter().any(Rows::has_images);
+    let has_texts = parts.iter().any(Rows::has_texts) && args.features != Features::Patches;
+    let encoders = args.model.open_encoders(has_images, has_texts)?;
     let start = Instant::now();
     let mut totals = Totals::default();
     for rows in &parts {
-        embed(args, &clip, rows, common, &mut totals).map_err(|error| match error.kind {
+        embed(args, &encoders, rows, common, &mut totals).map_err(|error| match error.kind {
             Kind::Interrupted => error.hint("finished files are kept; go on with `--resume`"),
             _ => error,
         })?;
@@ -79,13 +86,18 @@ fn parts(args: &EmbedArgs) -> Result<Vec<Rows>> {
 
 fn embed(
     args: &EmbedArgs,
-    clip: &Clip,
+    encoders: &Encoders,
     rows: &Rows,
     common: &Common,
     totals: &mut Totals,
 ) -> Result<()> {
     let Shard(shard, n_shards) = args.shard;
-    let share = rows.len().div_ceil(n_shards).clamp(1, ROWS_PER_FILE);
+    // A row of patch features is as large as that many others.
+    let patches = match args.features {
+        Features::Patches => encoders.image().tower().patch_shape()[0],
+        _ => 1,
+    };
+    let share = rows.len().div_ceil(n_shards).clamp(1, (ROWS_PER_FILE / patches).max(1));
     let layout = Layout {
         out: args.out.clone(),
         dtype: args.dtype,
@@ -99,6 +111,7 @@ fn embed(
     let options = ferroclip::EmbedOptions {
         batch_size: args.batch,
         normalize: !args.no_normalize,
+        features: args.features.of_library(),
         ..embed_options(args.exif)
     };
     let n_rows = pieces.iter().map(|piece| piece.rows.len()).sum();
@@ -108,7 +121,10 @@ fn embed(
     for piece in pieces {
         let n_rows = piece.rows.len();
         let report = |done| progress.set(n_done + done);
-        let (written, failures) = rows.embed(clip, piece.rows, &options, &report)?;
+        let (mut written, failures) = rows.embed(encoders, piece.rows, &options, &report)?;
+        if args.features == Features::Patches {
+            written.image_shape = encoders.image().tower().patch_shape().to_vec();
+        }
         layout.write(piece.number, &written)?;
         n_done += n_rows;
         totals.files += 1;
@@ -124,7 +140,8 @@ fn settings(args: &EmbedArgs) -> Value {
     json!({
         "model": args.model.model,
         "dtype": args.dtype.name(),
-        "normalize": !args.no_normalize,
+        "features": args.features.name(),
+        "normalize": args.features == Features::Embedding && !args.no_normalize,
         "shards": args.shard.1,
         "rows_per_file": args.rows_per_file,
         "data": args.data,

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use ferroclip::{Clip, EmbedOptions, Embeddings, ImageSource};
+use ferroclip::{EmbedOptions, Embeddings, Features, ImageSource};
 use ferroclip_data::Dataset;
 use rayon::prelude::*;
 
 use crate::error::{Result, one_line};
 use crate::inputs::{Failure, Pictures};
 use crate::layout::Written;
+use crate::model::Encoders;
 
 /// Pictures of data that are in memory at once.
 const PICTURES_AT_ONCE: usize = 256;
@@ -55,6 +56,20 @@ impl Rows {
         if matches!(self, Rows::Texts(_)) { "texts" } else { "pictures" }
     }
 
+    /// Whether the image tower is needed.
+    pub(crate) fn has_images(&self) -> bool {
+        !matches!(self, Rows::Texts(_))
+    }
+
+    /// Whether the text tower is needed.
+    pub(crate) fn has_texts(&self) -> bool {
+        match self {
+            Rows::Data { captions, .. } => !captions.is_empty(),
+            Rows::Pictures(_) => false,
+            Rows::Texts(_) => true,
+        }
+    }
+
     /// The folder whose files tell what is finished.
     pub(crate) fn folder(&self) -> &'static str {
         if matches!(self, Rows::Texts(_)) { "text_emb" } else { "img_emb" }
@@ -71,17 +86,19 @@ impl Rows {
     /// Embeds a range of rows.
     pub(crate) fn embed(
         &self,
-        clip: &Clip,
+        encoders: &Encoders,
         rows: Range<usize>,
         options: &EmbedOptions<'_>,
         report: &(dyn Fn(usize) + Sync),
     ) -> Result<(Written, Vec<Failure>)> {
         let options = EmbedOptions { progress: Some(report), ..*options };
         match self {
-            Rows::Data { dataset, captions } => embed_data(clip, dataset, captions, rows, &options),
+            Rows::Data { dataset, captions } => {
+                embed_data(encoders, dataset, captions, rows, &options)
+            }
             Rows::Pictures(pictures) => {
                 let sources = &pictures.sources()[rows.clone()];
-                let result = clip.embed_images_with(sources, &options)?;
+                let result = encoders.image().embed_images_with(sources, &options)?;
                 let name = |place: usize| &pictures.names[rows.start + place];
                 let failures: Vec<Failure> = result
                     .failures
@@ -91,16 +108,16 @@ impl Rows {
                 let written = Written {
                     cells: result.inputs.iter().map(|&place| vec![name(place).clone()]).collect(),
                     images: Some(result.embeddings),
-                    texts: None,
                     columns: vec!["image_path".to_owned()],
                     failures: failures.iter().map(Failure::to_json).collect(),
+                    ..Written::default()
                 };
                 Ok((written, failures))
             }
             Rows::Texts(texts) => {
                 let texts = &texts[rows];
                 let written = Written {
-                    texts: Some(clip.embed_texts_with(texts, &options)?),
+                    texts: Some(encoders.text().embed_texts_with(texts, &options)?),
                     columns: vec!["caption".to_owned()],
                     cells: texts.iter().map(|text| vec![text.clone()]).collect(),
                     ..Written::default()
@@ -112,13 +129,13 @@ impl Rows {
 }
 
 fn embed_data(
-    clip: &Clip,
+    encoders: &Encoders,
     dataset: &Dataset,
     captions: &[usize],
     rows: Range<usize>,
     options: &EmbedOptions<'_>,
 ) -> Result<(Written, Vec<Failure>)> {
-    let mut images = Embeddings::empty(clip.config().model.embed_dim);
+    let mut images = Embeddings::empty(encoders.image().dim(options.features));
     let (mut kept, mut failures) = (Vec::new(), Vec::new());
     for start in rows.clone().step_by(PICTURES_AT_ONCE) {
         let chunk = start..(start + PICTURES_AT_ONCE).min(rows.end);
@@ -135,7 +152,7 @@ fn embed_data(
         }
         let sources: Vec<ImageSource<'_>> = bytes.iter().map(|b| ImageSource::Bytes(b)).collect();
         let inner = EmbedOptions { progress: None, ..*options };
-        let result = clip.embed_images_with(&sources, &inner)?;
+        let result = encoders.image().embed_images_with(&sources, &inner)?;
         for (place, error) in result.failures {
             failures.push(Failure::in_data(dataset.key(places[place]), &error));
         }
@@ -154,7 +171,8 @@ fn embed_data(
     let inner = EmbedOptions { progress: None, ..*options };
     let embedded = match captions {
         [] => None,
-        _ => Some(clip.embed_texts_with(&texts, &inner)?),
+        _ if options.features == Features::Patches => None,
+        _ => Some(encoders.text().embed_texts_with(&texts, &inner)?),
     };
     let names = dataset.columns().iter().map(|name| match name.as_str() {
         "image_path" | "caption" => format!("{name}_column"),
@@ -172,6 +190,7 @@ fn embed_data(
         columns,
         cells: cells.collect(),
         failures: failures.iter().map(Failure::to_json).collect(),
+        ..Written::default()
     };
     Ok((written, failures))
 }

@@ -1,0 +1,241 @@
+//! Pictures to embeddings: the image tower with its pipeline.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::prelude::Device;
+use rayon::prelude::*;
+
+use crate::builtin;
+use crate::config::Config;
+use crate::embed_options::{EmbedOptions, Features};
+use crate::embeddings::Embeddings;
+use crate::error::Error;
+use crate::image::Picture;
+use crate::model_dir;
+use crate::param::{Params, TowerKind, Weights};
+use crate::towers::ImageTower;
+
+/// One half of a [`Clip`](crate::Clip): pictures to embeddings. Opened alone, it reads neither the
+/// text tower nor the vocabulary. `Send + Sync`.
+pub struct ImageEncoder {
+    config: Arc<Config>,
+    tower: ImageTower,
+}
+
+/// Where a picture comes from.
+#[derive(Clone, Copy, Debug)]
+pub enum ImageSource<'a> {
+    /// A picture file.
+    Path(&'a Path),
+    /// The bytes of a picture file.
+    Bytes(&'a [u8]),
+    /// A decoded picture; RGB buffers become one with [`Picture::from_rgb8`].
+    Picture(&'a Picture),
+}
+
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for ImageSource<'a> {
+    fn from(path: &'a P) -> Self {
+        ImageSource::Path(path.as_ref())
+    }
+}
+
+impl<'a> From<&'a Picture> for ImageSource<'a> {
+    fn from(picture: &'a Picture) -> Self {
+        ImageSource::Picture(picture)
+    }
+}
+
+/// Embeddings of those pictures that could be read.
+#[derive(Debug, Default)]
+pub struct ImageEmbeddings {
+    /// A row for each picture that could be read.
+    pub embeddings: Embeddings,
+    /// The place in the input that each row belongs to.
+    pub inputs: Vec<usize>,
+    /// Place in the input and error of each other picture.
+    pub failures: Vec<(usize, Error)>,
+}
+
+impl ImageEncoder {
+    /// Opens the image tower of a model: a directory, or a `.safetensors` file beside its
+    /// `open_clip_config.json`. Names and shapes of all tensors are checked, only the image tower's
+    /// are read.
+    ///
+    /// # Errors
+    /// As [`Clip::open`](crate::Clip::open), but for faults inside the text tower's tensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<ImageEncoder, Error> {
+        let (config, weights) = model_dir::load_tower(path.as_ref(), TowerKind::Image)?;
+        Ok(ImageEncoder::from_weights(config, &weights))
+    }
+
+    /// The image tower of the model inside the library, `draw-mini`.
+    ///
+    /// # Errors
+    /// None, in a build that passed its tests.
+    pub fn builtin() -> Result<ImageEncoder, Error> {
+        let config = builtin::config()?;
+        let weights = builtin::tower(&config, TowerKind::Image)?;
+        Ok(ImageEncoder::from_weights(config, &weights))
+    }
+
+    fn from_weights(config: Config, weights: &Weights) -> ImageEncoder {
+        let params = Params::new(weights, &Device::flex());
+        ImageEncoder::new(Arc::new(config), &params)
+    }
+
+    /// The encoder of checked parameters.
+    pub(crate) fn new(config: Arc<Config>, params: &Params) -> ImageEncoder {
+        let tower = ImageTower::new(&config.model, params);
+        ImageEncoder { config, tower }
+    }
+
+    /// Architecture and image pipeline.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tower.
+    pub fn tower(&self) -> &ImageTower {
+        &self.tower
+    }
+
+    /// The tensor that the image tower sees: `[3, height, width]`.
+    ///
+    /// # Errors
+    /// When the picture cannot be read.
+    pub fn preprocess<'a>(
+        &self,
+        image: impl Into<ImageSource<'a>>,
+        options: &EmbedOptions<'_>,
+    ) -> Result<Vec<f32>, Error> {
+        let mut pixels = vec![0.0; self.config.model.vision_cfg.image_len()];
+        self.read_pixels(image.into(), 0, options, &mut pixels)?;
+        Ok(pixels)
+    }
+
+    fn read_pixels(
+        &self,
+        source: ImageSource<'_>,
+        place: usize,
+        options: &EmbedOptions<'_>,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let bytes = match source {
+            ImageSource::Path(path) => {
+                Cow::Owned(std::fs::read(path).map_err(|e| Error::io("read", path, e))?)
+            }
+            ImageSource::Bytes(bytes) => Cow::Borrowed(bytes),
+            ImageSource::Picture(_) => Cow::Borrowed(&[][..]),
+        };
+        let picture = match source {
+            ImageSource::Picture(picture) => Cow::Borrowed(picture),
+            _ => Cow::Owned(Picture::decode(&bytes, &options.limits).map_err(|source_error| {
+                let name = match source {
+                    ImageSource::Path(path) => path.display().to_string(),
+                    _ => format!("number {}", place + 1),
+                };
+                Error::Image { name, source: source_error }
+            })?),
+        };
+        let mut pipeline = self.config.preprocess.clone();
+        pipeline.exif |= options.exif;
+        pipeline.tensor(&pipeline.rgb8(&picture), out);
+        Ok(())
+    }
+
+    /// Numbers that the tower gives for a picture.
+    pub fn dim(&self, features: Features) -> usize {
+        let [patches, width] = self.tower.patch_shape();
+        match features {
+            Features::Embedding => self.config.model.embed_dim,
+            Features::Pooled => width,
+            Features::Patches => patches * width,
+        }
+    }
+
+    /// Unit embeddings of pictures: paths, or other [`ImageSource`]s.
+    ///
+    /// # Errors
+    /// When a picture cannot be read; the error names it.
+    pub fn embed_images<'a, I>(&self, images: I) -> Result<Embeddings, Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<ImageSource<'a>>,
+    {
+        let sources: Vec<ImageSource<'_>> = images.into_iter().map(Into::into).collect();
+        let result = self.embed_images_with(&sources, &EmbedOptions::default())?;
+        match result.failures.into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(result.embeddings),
+        }
+    }
+
+    /// Embeddings of those pictures that can be read, and what is wrong with the others.
+    ///
+    /// # Errors
+    /// When the caller raised the stop flag.
+    pub fn embed_images_with(
+        &self,
+        images: &[ImageSource<'_>],
+        options: &EmbedOptions<'_>,
+    ) -> Result<ImageEmbeddings, Error> {
+        let embeddings = Embeddings::empty(self.dim(options.features));
+        let mut out = ImageEmbeddings { embeddings, ..ImageEmbeddings::default() };
+        let batch_size = options.batch_size.max(1);
+        let mut pixels = Vec::new();
+        for (batch, sources) in images.chunks(batch_size).enumerate() {
+            options.check_stop()?;
+            let first = batch * batch_size;
+            let n = self.read_batch(sources, first, options, &mut pixels, &mut out);
+            if n > 0 {
+                let x = match options.features {
+                    Features::Embedding => self.tower.forward(&pixels, n),
+                    Features::Pooled => self.tower.pooled(&pixels, n),
+                    Features::Patches => self.tower.patches(&pixels, n),
+                };
+                out.embeddings.append(&options.finish(x));
+            }
+            options.report(first + sources.len());
+        }
+        Ok(out)
+    }
+
+    /// Decodes pictures on all cores; the tensors of the good ones stand together in `pixels`.
+    fn read_batch(
+        &self,
+        sources: &[ImageSource<'_>],
+        first: usize,
+        options: &EmbedOptions<'_>,
+        pixels: &mut Vec<f32>,
+        out: &mut ImageEmbeddings,
+    ) -> usize {
+        let len = self.config.model.vision_cfg.image_len();
+        pixels.resize(sources.len() * len, 0.0);
+        let slots = pixels.par_chunks_exact_mut(len).zip(sources).enumerate();
+        let results: Vec<Result<(), Error>> = slots
+            .map(|(i, (slot, source))| self.read_pixels(*source, first + i, options, slot))
+            .collect();
+        let mut n = 0;
+        for (i, result) in results.into_iter().enumerate() {
+            match result {
+                Ok(()) => {
+                    pixels.copy_within(i * len..(i + 1) * len, n * len);
+                    out.inputs.push(first + i);
+                    n += 1;
+                }
+                Err(error) => out.failures.push((first + i, error)),
+            }
+        }
+        pixels.truncate(n * len);
+        n
+    }
+}
+
+impl fmt::Debug for ImageEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageEncoder").field("config", &self.config).finish_non_exhaustive()
+    }
+}

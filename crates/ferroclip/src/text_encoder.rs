@@ -1,0 +1,140 @@
+//! Texts to embeddings: the text tower with its tokenizer.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::prelude::Device;
+
+use crate::builtin;
+use crate::config::Config;
+use crate::embed_options::{EmbedOptions, Features};
+use crate::embeddings::Embeddings;
+use crate::error::Error;
+use crate::model_dir;
+use crate::param::{Params, TowerKind, Weights};
+use crate::tokenizer::{Tokenizer, Tokens};
+use crate::towers::TextTower;
+
+/// One half of a [`Clip`](crate::Clip): texts to embeddings. Opened alone, it does not read the
+/// image tower. `Send + Sync`.
+pub struct TextEncoder {
+    config: Arc<Config>,
+    tokenizer: Tokenizer,
+    tower: TextTower,
+}
+
+impl TextEncoder {
+    /// Opens the text tower of a model: a directory, or a `.safetensors` file beside its
+    /// `open_clip_config.json`. Names and shapes of all tensors are checked, only the text tower's
+    /// are read.
+    ///
+    /// # Errors
+    /// As [`Clip::open`](crate::Clip::open), but for faults inside the image tower's tensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<TextEncoder, Error> {
+        let path = path.as_ref();
+        let (config, weights) = model_dir::load_tower(path, TowerKind::Text)?;
+        let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
+        TextEncoder::from_weights(config, tokenizer, &weights)
+    }
+
+    /// The text tower of the model inside the library, `draw-mini`.
+    ///
+    /// # Errors
+    /// None, in a build that passed its tests.
+    pub fn builtin() -> Result<TextEncoder, Error> {
+        let config = builtin::config()?;
+        let weights = builtin::tower(&config, TowerKind::Text)?;
+        TextEncoder::from_weights(config, builtin::tokenizer()?, &weights)
+    }
+
+    fn from_weights(
+        config: Config,
+        tokenizer: Tokenizer,
+        weights: &Weights,
+    ) -> Result<TextEncoder, Error> {
+        let params = Params::new(weights, &Device::flex());
+        TextEncoder::new(Arc::new(config), tokenizer, &params)
+    }
+
+    /// The encoder of checked parameters; refuses the tokenizer of another model.
+    pub(crate) fn new(
+        config: Arc<Config>,
+        tokenizer: Tokenizer,
+        params: &Params,
+    ) -> Result<TextEncoder, Error> {
+        let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
+        if expected != found {
+            return Err(Error::Vocabulary { expected, found });
+        }
+        let tower = TextTower::new(&config.model, params);
+        Ok(TextEncoder { config, tokenizer, tower })
+    }
+
+    /// Architecture and image pipeline.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The tower.
+    pub fn tower(&self) -> &TextTower {
+        &self.tower
+    }
+
+    /// The ids of a text as the model reads it.
+    pub fn tokenize(&self, text: &str) -> Tokens {
+        self.tokenizer.tokenize(text, self.config.model.text_cfg.context_length)
+    }
+
+    /// Unit embeddings of texts. A text that is too long is cut, and its row listed in
+    /// [`Embeddings::truncated`].
+    ///
+    /// # Errors
+    /// None; the type leaves room for devices that can fail.
+    pub fn embed_texts<T: AsRef<str>>(&self, texts: &[T]) -> Result<Embeddings, Error> {
+        self.embed_texts_with(texts, &EmbedOptions::default())
+    }
+
+    /// Embeddings of texts.
+    ///
+    /// # Errors
+    /// When the caller raised the stop flag, or asks for patches.
+    pub fn embed_texts_with<T: AsRef<str>>(
+        &self,
+        texts: &[T],
+        options: &EmbedOptions<'_>,
+    ) -> Result<Embeddings, Error> {
+        let mut out = Embeddings::empty(match options.features {
+            Features::Embedding => self.config.model.embed_dim,
+            Features::Pooled => self.config.model.text_cfg.width,
+            Features::Patches => return Err(Error::NoPatches),
+        });
+        let batch_size = options.batch_size.max(1);
+        for (batch, texts) in texts.chunks(batch_size).enumerate() {
+            options.check_stop()?;
+            let first = batch * batch_size;
+            let tokens: Vec<Tokens> = texts.iter().map(|t| self.tokenize(t.as_ref())).collect();
+            let cut = (first..).zip(&tokens).filter(|(_, tokens)| tokens.truncated > 0);
+            out.truncated.extend(cut.map(|(place, _)| place));
+            let ids: Vec<&[u32]> = tokens.iter().map(|tokens| tokens.ids.as_slice()).collect();
+            let x = match options.features {
+                Features::Pooled => self.tower.pooled(&ids),
+                _ => self.tower.forward(&ids),
+            };
+            out.append(&options.finish(x));
+            options.report(first + texts.len());
+        }
+        Ok(out)
+    }
+}
+
+impl fmt::Debug for TextEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TextEncoder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
