@@ -375,9 +375,12 @@ mod x86 {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
                 match (rows, tile.cols > 16) {
-                    // SAFETY: the caller's promise, passed on.
-                    $(($rows, true) => unsafe { rows_by_cols::<$rows, 2>(tile, a, b, c) },
-                    ($rows, false) => unsafe { rows_by_cols::<$rows, 1>(tile, a, b, c) },)*
+                    $(
+                        // SAFETY: the caller's promise, passed on.
+                        ($rows, true) => unsafe { rows_by_cols::<$rows, 2>(tile, a, b, c) },
+                        // SAFETY: likewise.
+                        ($rows, false) => unsafe { rows_by_cols::<$rows, 1>(tile, a, b, c) },
+                    )*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             };
