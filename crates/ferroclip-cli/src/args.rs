@@ -64,6 +64,6 @@ pub(crate) enum Command {
     /// Score a model on data
     #[command(subcommand)]
     Eval(cmd::eval::EvalCommand),
-    /// Rates of the towers on random inputs
+    /// Rates of the towers and of training steps on random inputs
     Bench(cmd::bench::BenchArgs),
 }

@@ -47,5 +47,5 @@ pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient};
 pub use loss::{Loss, contrastive_loss, positive_groups};
 pub use metrics::{StepMetrics, StepTime};
 pub use optimizer::{AdamW, Constants, Decay, Named, clamp_logit_scale};
-pub use run::{DryRun, Event, Events, Outcome, Start, dry_run, run};
+pub use run::{DryRun, Event, Events, Outcome, Start, StepBench, dry_run, run};
 pub use schedule::Schedule;

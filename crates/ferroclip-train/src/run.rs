@@ -19,17 +19,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferroclip::{ModelFiles, Weights, write_atomically};
+use ferroclip::{ModelConfig, ModelFiles, Weights, write_atomically};
 use ferroclip_data::{Dataset, Tally};
 
 use crate::checkpoint::{self, Best, Progress, RunState};
-use crate::config::{TrainConfig, ValidData};
+use crate::config::{OptimizerSection, TrainConfig, ValidData};
 use crate::error::TrainError;
 use crate::eval::{self, EvalOptions, SetScore, ZeroShotTask};
 use crate::gradient::{Batch, BatchOptions, batch_gradient};
 use crate::metrics::{self, MetricsLog, StepMetrics, StepTime, ValidMetrics};
 use crate::model;
-use crate::optimizer::{AdamW, average, clamp_logit_scale, clip, global_norm};
+use crate::optimizer::{AdamW, Decay, Named, average, clamp_logit_scale, clip, global_norm};
 use crate::samples::TrainSet;
 
 const CONFIG_FILE: &str = "config.toml";
@@ -258,20 +258,57 @@ fn step(
         clip(&mut found.gradients, grad_norm, optimizer.clip_norm);
     }
     let lr = optimizer.schedule.rate(optimizer.lr, optimizer.warmup_steps, done, steps);
-    state.adam.begin_step();
-    for (name, tensor) in state.weights.iter_mut() {
-        let decays = optimizer.decay.applies(name, tensor.shape.len());
-        state.adam.update(name, &mut tensor.data, &found.gradients[name], lr, decays);
-    }
-    if let Some(scale) = state.weights.get_mut("logit_scale") {
-        scale.data[0] = clamp_logit_scale(scale.data[0]);
-    }
+    update(&mut state.weights, &mut state.adam, &found.gradients, lr, optimizer.decay);
     if let Some(averages) = &mut state.average {
         for ((_, a), (_, w)) in averages.iter_mut().zip(state.weights.iter()) {
             average(&mut a.data, &w.data, run.ema, done);
         }
     }
     Ok(Some(StepResult { loss: found.loss, lr, grad_norm }))
+}
+
+/// AdamW on every tensor, then the bounds of `logit_scale`.
+fn update(weights: &mut Weights, adam: &mut AdamW, gradients: &Named, lr: f64, decay: Decay) {
+    adam.begin_step();
+    for (name, tensor) in weights.iter_mut() {
+        let decays = decay.applies(name, tensor.shape.len());
+        adam.update(name, &mut tensor.data, &gradients[name], lr, decays);
+    }
+    if let Some(scale) = weights.get_mut("logit_scale") {
+        scale.data[0] = clamp_logit_scale(scale.data[0]);
+    }
+}
+
+/// Optimiser steps on batches at hand, without data, log or schedule: to measure what a step costs.
+#[derive(Debug)]
+pub struct StepBench {
+    config: ModelConfig,
+    weights: Weights,
+    adam: AdamW,
+    optimizer: OptimizerSection,
+}
+
+impl StepBench {
+    /// Steps from these weights with the defaults of a training file.
+    pub fn new(config: ModelConfig, weights: Weights) -> StepBench {
+        let optimizer = OptimizerSection::default();
+        let sizes = weights.iter().map(|(name, tensor)| (name.as_str(), tensor.data.len()));
+        let adam = AdamW::new(optimizer.constants(), sizes);
+        StepBench { config, weights, adam, optimizer }
+    }
+
+    /// Forward, backward and AdamW, the whole batch at once; the loss before the step. `None` where
+    /// `stop` was raised, and then nothing has changed.
+    ///
+    /// # Panics
+    /// As [`batch_gradient`].
+    pub fn step(&mut self, batch: &Batch, stop: &AtomicBool) -> Option<f64> {
+        let options = BatchOptions { micro_batch: batch.texts.len(), multi_positive: true };
+        let found = batch_gradient(&self.config, &self.weights, batch, options, stop)?;
+        let OptimizerSection { lr, decay, .. } = self.optimizer;
+        update(&mut self.weights, &mut self.adam, &found.gradients, lr, decay);
+        Some(found.loss)
+    }
 }
 
 /// A run with all that it holds open.

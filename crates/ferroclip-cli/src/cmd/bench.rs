@@ -1,10 +1,11 @@
-//! `bench`: rates of the towers on random inputs.
+//! `bench`: rates of the towers and of training steps on random inputs.
 
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use ferroclip::Clip;
 use ferroclip_kernels::Isa;
+use ferroclip_train::{Batch, StepBench};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use crate::interrupt;
 use crate::model::ModelArgs;
 use crate::output;
 
-/// How long each tower runs at least.
+/// How long each measurement runs at least.
 const PERIOD: Duration = Duration::from_secs(2);
 /// Tokens of a random text, start and end included.
 const TEXT_TOKENS: usize = 12;
@@ -38,17 +39,13 @@ enum What {
     Image,
     /// The text tower, ids to embeddings
     Text,
-    /// Training steps: measured by `train --dry-run`
+    /// Optimiser steps on pairs: forward, backward, AdamW; `train --dry-run` adds reading the data
     Train,
 }
 
 pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     if !(1..=65_536).contains(&args.batch) {
         return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
-    }
-    if args.what.iter().any(|what| matches!(what, What::Train)) {
-        return Err(Error::usage("`bench --what train` is not there yet")
-            .hint("`ferroclip train CONFIG.toml --dry-run` measures training steps"));
     }
     let clip = args.model.open()?;
     let mut document = json!({
@@ -62,7 +59,8 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     for what in &args.what {
         let (name, ms) = match what {
             What::Image => ("image", measure(image_batch(&clip, args.batch))?),
-            What::Text | What::Train => ("text", measure(text_batch(&clip, args.batch))?),
+            What::Text => ("text", measure(text_batch(&clip, args.batch))?),
+            What::Train => ("train", measure(train_batch(&clip, args.batch))?),
         };
         let per_s = args.batch as f64 * 1000.0 / ms;
         document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
@@ -73,7 +71,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
         true => output::print_json(&document)?,
         false => output::print(&format!(
             "{}{}",
-            output::table(&["tower", "batch", "per s", "ms"], &rows, &[1, 2, 3]),
+            output::table(&["what", "batch", "per s", "ms"], &rows, &[1, 2, 3]),
             heading(&document)
         ))?,
     }
@@ -86,18 +84,41 @@ fn heading(document: &Value) -> String {
     format!("model {model}, {isa}, {} threads, {}\n", field("threads"), field("precision"))
 }
 
-fn image_batch(clip: &Clip, batch: usize) -> impl Fn() + '_ {
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let n = batch * clip.config().model.vision_cfg.image_len();
-    let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
-    let pixels: Vec<f32> = (0..n).map(number).collect();
+fn image_batch(clip: &Clip, batch: usize) -> impl FnMut() + '_ {
+    let pixels = random_pixels(clip, batch);
     move || {
         // Reading the result waits for a device that computes on its own.
         let _ = clip.image_tower().forward(&pixels, batch).into_data();
     }
 }
 
-fn text_batch(clip: &Clip, batch: usize) -> impl Fn() + '_ {
+fn text_batch(clip: &Clip, batch: usize) -> impl FnMut() + '_ {
+    let texts = random_texts(clip, batch);
+    move || {
+        let _ = clip.text_tower().forward(&texts).into_data();
+    }
+}
+
+fn train_batch(clip: &Clip, batch: usize) -> impl FnMut() + use<> {
+    let config = clip.config().model.clone();
+    let weights = clip.params().to_weights(&config);
+    let mut bench = StepBench::new(config, weights);
+    let batch =
+        Batch { pixels: random_pixels(clip, batch), texts: random_texts(clip, batch), keep: None };
+    move || {
+        // A step that was stopped is told by `measure`.
+        let _ = bench.step(&batch, &interrupt::STOP);
+    }
+}
+
+fn random_pixels(clip: &Clip, batch: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let n = batch * clip.config().model.vision_cfg.image_len();
+    let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
+    (0..n).map(number).collect()
+}
+
+fn random_texts(clip: &Clip, batch: usize) -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let tokenizer = clip.tokenizer();
     let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
@@ -106,15 +127,11 @@ fn text_batch(clip: &Clip, batch: usize) -> impl Fn() + '_ {
         let words = (0..n_words).map(|_| rng.next_u32() % start);
         std::iter::once(start).chain(words).chain([end]).collect()
     };
-    let texts: Vec<Vec<u32>> = (0..batch).map(&mut text).collect();
-    move || {
-        let ids: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let _ = clip.text_tower().forward(&ids).into_data();
-    }
+    (0..batch).map(&mut text).collect()
 }
 
 /// The median milliseconds of a call.
-fn measure(call: impl Fn()) -> Result<f64> {
+fn measure(mut call: impl FnMut()) -> Result<f64> {
     call();
     let begin = Instant::now();
     let mut times = Vec::new();

@@ -272,6 +272,10 @@ fn bench_names_its_conditions() {
     assert!(document["isa"].is_string() && document["version"].is_string());
     assert_eq!(document["threads"], 1);
     assert!(document["text"]["per_s"].as_f64().unwrap() > 0.0);
+    let document = on_model(&["bench", "--batch", "2", "--what", "train", "--json"]).json();
+    assert_eq!(document["train"]["batch"], 2);
+    let (ms, per_s) = (&document["train"]["ms"], &document["train"]["per_s"]);
+    assert!((ms.as_f64().unwrap() * per_s.as_f64().unwrap() / 2000.0 - 1.0).abs() < 1e-9);
 }
 
 #[test]
