@@ -1,8 +1,9 @@
-//! What may be typed: the options that all commands share, and the list of commands.
+//! What may be typed: the list of commands.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
 use crate::cmd;
+use crate::common::Common;
 
 /// CLIP on the command line: classify and embed pictures and texts, train, evaluate.
 #[derive(Debug, Parser)]
@@ -12,37 +13,6 @@ pub(crate) struct Cli {
     pub(crate) common: Common,
     #[command(subcommand)]
     pub(crate) command: Command,
-}
-
-/// Options of every command.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Common {
-    /// Print one JSON document on standard output, and nothing else there
-    #[arg(long, global = true, help_heading = "Output")]
-    pub(crate) json: bool,
-    /// Progress on standard error
-    #[arg(
-        long,
-        global = true,
-        value_name = "MODE",
-        default_value = "auto",
-        help_heading = "Output"
-    )]
-    pub(crate) progress: ProgressMode,
-    /// No progress, no notes
-    #[arg(long, short, global = true, help_heading = "Output")]
-    pub(crate) quiet: bool,
-}
-
-/// How progress is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProgressMode {
-    /// A bar, if standard error is a terminal
-    Auto,
-    /// None
-    Never,
-    /// Lines of JSON
-    Json,
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,7 +9,7 @@ use ferroclip::{EmbedOptions, ImageEncoder, ImageSource};
 use ferroclip_data::PICTURE_EXTENSIONS;
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Error, Result, one_line};
 use crate::interrupt;
 use crate::output::note;

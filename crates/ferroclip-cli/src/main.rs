@@ -10,6 +10,7 @@
 mod args;
 mod atomic;
 mod cmd;
+mod common;
 mod error;
 mod inputs;
 mod interrupt;

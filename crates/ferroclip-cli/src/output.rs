@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 use unicode_width::UnicodeWidthStr;
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Error, Result, one_line};
 
 /// Cells of a full bar.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::{Common, ProgressMode};
+use crate::common::{Common, ProgressMode};
 
 /// The least time between two lines of JSON.
 const JSON_PERIOD: Duration = Duration::from_millis(500);

@@ -502,4 +502,39 @@ mod tests {
             ["`data.train.0.weight` was 1.0, is 2.0", "`run.seed` was 0, is 1"]
         );
     }
+
+    /// A file of the repository.
+    fn read(path: &str) -> String {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        std::fs::read_to_string(root.join(path)).unwrap()
+    }
+
+    #[test]
+    fn the_files_of_the_repository_are_valid() {
+        for path in [
+            "recipes/draw-mini.toml",
+            "benchmarks/reference/held-out-style.toml",
+            "benchmarks/trials/base.toml",
+        ] {
+            TrainConfig::from_toml(&read(path), path, &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_documentation_names_every_field() {
+        let valid = ValidData {
+            path: PathBuf::new(),
+            label: Some(String::new()),
+            captions: Vec::new(),
+            templates: Vec::new(),
+            filter: Vec::new(),
+        };
+        let mut config = parse(&["data.train.0.label=label", r#"model.templates=["{}"]"#]).unwrap();
+        config.data.valid.push(valid);
+        let text = read("docs/training.md");
+        for line in config.to_toml().lines() {
+            let Some((field, _)) = line.split_once(" = ") else { continue };
+            assert!(text.contains(&format!("`{field}`")), "docs/training.md lacks `{field}`");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use ferroclip::{Classifier, Score, Scoring};
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Result, one_line};
 use crate::inputs::{self, Failure, LabelArgs, Pictures, TemplateArgs};
 use crate::model::ModelArgs;

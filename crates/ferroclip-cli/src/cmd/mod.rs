@@ -10,7 +10,8 @@ pub(crate) mod similarity;
 pub(crate) mod tokenize;
 pub(crate) mod train;
 
-use crate::args::{Command, Common};
+use crate::args::Command;
+use crate::common::Common;
 use crate::error::{Done, Result};
 
 pub(crate) fn run(command: &Command, common: &Common) -> Result<Done> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Result};
 use crate::inputs::{self, Pictures};
 use crate::model::ModelArgs;

@@ -6,7 +6,7 @@ use clap::Args;
 use ferroclip::Embeddings;
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::inputs::{self, Failure, Pictures, TextArgs};
 use crate::model::{Encoders, ModelArgs};

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::inputs::TextArgs;
 use crate::model::ModelArgs;

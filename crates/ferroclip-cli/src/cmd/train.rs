@@ -6,7 +6,7 @@ use clap::Args;
 use ferroclip_train::{DryRun, Event, Outcome, Start, StepMetrics, TrainConfig};
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::interrupt;
 use crate::output::{note, print, print_json, table};

@@ -4,6 +4,7 @@
 //! includes the separators U+001C to U+001F), `\s` of the `regex` module (which does not; it is
 //! Unicode's `White_Space`), and ftfy's line breaks.
 
+use super::white_space::is_python_space;
 use super::{ftfy, html};
 
 /// OpenAI's `whitespace_clean(basic_clean(text)).lower()`.
@@ -25,9 +26,4 @@ pub(crate) fn clean(text: &str) -> String {
     }
     // What `\s` left at the ends may still be space to `strip`.
     out.trim_matches(is_python_space).to_lowercase()
-}
-
-/// Python's `str.isspace`.
-pub(crate) fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }

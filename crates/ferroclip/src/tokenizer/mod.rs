@@ -32,6 +32,7 @@ mod split;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod white_space;
 
 pub use error::TokenizerError;
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub(crate) use self::args::EmbedArgs;
 use self::args::{Features, Shard};
 use self::rows::Rows;
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Error, Kind, Result};
 use crate::inputs::{Failure, Pictures, embed_options, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};

@@ -11,7 +11,7 @@ use ferroclip_train::{EvalOptions, TrainError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::inputs::{self, print_failures};
 use crate::interrupt;

@@ -4,7 +4,7 @@ use clap::Args;
 use ferroclip_train::Recall;
 
 use super::{DataArgs, document, finish};
-use crate::args::Common;
+use crate::common::Common;
 use crate::error::{Done, Result};
 use crate::output;
 

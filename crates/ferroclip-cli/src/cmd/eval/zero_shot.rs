@@ -6,8 +6,8 @@ use clap::Args;
 use ferroclip_train::{ClassScore, Prediction, ZeroShot, ZeroShotTask};
 
 use super::{DataArgs, document, finish};
-use crate::args::Common;
 use crate::atomic::write_file;
+use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::inputs::{LabelArgs, TemplateArgs};
 use crate::output;

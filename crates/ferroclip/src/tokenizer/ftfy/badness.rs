@@ -6,13 +6,13 @@
 
 use std::ops::Range;
 
-use crate::tokenizer::clean::is_python_space;
 use crate::tokenizer::split::is_word;
 use crate::tokenizer::tables::mojibake::{
     BAD, BOX, C1, CHARS, COMMON, CURRENCY, END_PUNCTUATION as END, KAOMOJI, LAW, LOWER_ACCENTED,
     LOWER_COMMON, MASKS, NUMERIC, START_PUNCTUATION as START, UPPER_ACCENTED, UPPER_COMMON,
     UTF8_CONTINUATION, UTF8_CONTINUATION_STRICT, UTF8_FIRST_OF_2, UTF8_FIRST_OF_3, UTF8_FIRST_OF_4,
 };
+use crate::tokenizer::white_space::is_python_space;
 
 // Categories of plain characters that some rules need, beside those of the table.
 const LOWER_ASCII: u32 = 1 << 28;
