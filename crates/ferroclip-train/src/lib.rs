@@ -1,7 +1,7 @@
 //! Training and evaluation of CLIP models.
 //!
 //! [`run()`] trains from a [`TrainConfig`] and leaves a run directory; [`zero_shot`] and
-//! [`retrieval`] score a model on data. The loop is in `run.rs` and can be read from top to bottom;
+//! [`retrieval`] score a model on data. The loop is in `run/mod.rs` and can be read from top to bottom;
 //! each of its parts is a file:
 //!
 //! | file | holds |

@@ -13,132 +13,34 @@
 //! Everything random is keyed by (seed, purpose, epoch, sample) and every sum has one order, so a run
 //! that is killed and resumed gives the same bytes as one that is not.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+mod directory;
+mod dry_run;
+mod report;
+mod step;
+
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferroclip::{ModelConfig, ModelFiles, Weights, write_atomically};
-use ferroclip_data::{Dataset, Tally};
+use ferroclip::{ModelFiles, Weights};
+use ferroclip_data::Dataset;
 
-use crate::checkpoint::{self, Best, Progress, RunState};
-use crate::config::{OptimizerSection, TrainConfig, ValidData};
+use crate::checkpoint::{self, Best, RunState};
+use crate::config::{TrainConfig, ValidData};
 use crate::error::TrainError;
 use crate::eval::{self, EvalOptions, SetScore, ZeroShotTask};
-use crate::gradient::{Batch, BatchOptions, batch_gradient};
 use crate::metrics::{self, MetricsLog, StepMetrics, StepTime, ValidMetrics};
 use crate::model;
-use crate::optimizer::{AdamW, Decay, Named, average, clamp_logit_scale, clip, global_norm};
 use crate::samples::TrainSet;
 
-const CONFIG_FILE: &str = "config.toml";
+use directory::{create, resume};
+pub use dry_run::dry_run;
+pub use report::{DryRun, Event, Events, Outcome, Start};
+pub use step::StepBench;
+use step::{StepResult, fresh_state, step, total_steps};
+
 const FINAL: &str = "final";
 const BEST: &str = "best";
-
-/// Whether `out` must be new, or holds a run to go on with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// A new run.
-    New,
-    /// From the last checkpoint; from the beginning, where the run was killed before the first.
-    Resume,
-}
-
-/// What a run tells while it runs.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Something to be told, once.
-    Notice(String),
-    /// The loop begins.
-    Started {
-        /// Steps done before.
-        step: u64,
-        /// Steps in all.
-        steps: u64,
-        /// Samples of an epoch.
-        epoch_len: usize,
-        /// Numbers that are trained.
-        parameters: usize,
-    },
-    /// A step is done.
-    Step {
-        /// Its metrics.
-        metrics: StepMetrics,
-        /// Steps in all.
-        steps: u64,
-        /// Time left at the mean pace since the start of this part, without validations to come.
-        seconds_left: f64,
-    },
-    /// Pictures of a validation set are done.
-    Validating {
-        /// How many.
-        done: usize,
-        /// Of how many.
-        of: usize,
-    },
-    /// A validation is done.
-    Validated {
-        /// After which step.
-        step: u64,
-        /// A score for each set.
-        scores: Vec<SetScore>,
-        /// Whether it is the best so far.
-        is_best: bool,
-    },
-    /// A checkpoint is written.
-    Checkpoint {
-        /// After which step.
-        step: u64,
-        /// Its directory.
-        path: PathBuf,
-    },
-}
-
-/// How a run ended.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The final model's directory; `None` where the run was interrupted.
-    pub model: Option<PathBuf>,
-    /// The last checkpoint.
-    pub checkpoint: Option<PathBuf>,
-    /// Steps done.
-    pub step: u64,
-    /// Steps in all.
-    pub steps: u64,
-    /// The last step's metrics, where this part took one.
-    pub last: Option<StepMetrics>,
-    /// The last validation of this part.
-    pub scores: Vec<SetScore>,
-    /// The best validation.
-    pub best: Option<Best>,
-    /// Good and bad samples.
-    pub tally: Tally,
-    /// Texts that were cut to the context length.
-    pub truncated: u64,
-}
-
-/// What [`dry_run`] found.
-#[derive(Clone, Debug)]
-pub struct DryRun {
-    /// Numbers that are trained.
-    pub parameters: usize,
-    /// Steps of the run.
-    pub steps: u64,
-    /// Samples of an epoch.
-    pub epoch_len: usize,
-    /// Weights, gradients, optimiser state and average.
-    pub state_bytes: u64,
-    /// The most memory that this process has used, where the system tells.
-    pub peak_bytes: Option<u64>,
-    /// A step, after a first one that warms up; reading the pictures included.
-    pub seconds_per_step: f64,
-    /// What reading the data passed over.
-    pub notices: Vec<String>,
-}
-
-/// Receives events.
-pub type Events<'a> = &'a mut (dyn FnMut(Event) + Send);
 
 /// Trains. Once `stop` is true, the micro-batch at hand is finished, a checkpoint of the last whole
 /// step is written, and the outcome has no model.
@@ -155,42 +57,6 @@ pub fn run(
     in_pool(config, || Run::open(config, start, events)?.train(events, stop))
 }
 
-/// Takes two steps without writing anything and tells what the run will cost.
-///
-/// # Errors
-/// As [`run`].
-pub fn dry_run(config: &TrainConfig, stop: &AtomicBool) -> Result<DryRun, TrainError> {
-    in_pool(config, || {
-        let data = TrainSet::open(config)?;
-        let files = model::start(&config.model, config.run.seed)?;
-        let mut state = fresh_state(config, &files, &data);
-        let steps = total_steps(config, data.plan.epoch_len());
-        let mut stream = data.stream(config, &files.config, &files.tokenizer, data.plan.start())?;
-        let mut seconds = 0.0;
-        for _ in 0..2 {
-            let began = Instant::now();
-            let (n, share) = (config.run.batch_size, config.run.max_bad_share);
-            let next = stream.next_batch(n, &mut state.progress.tally, share)?;
-            if step(config, &files, &mut state, &next.batch, steps, stop)?.is_none() {
-                return Err(TrainError::Cancelled);
-            }
-            state.progress.step += 1;
-            seconds = began.elapsed().as_secs_f64();
-        }
-        let parameters = state.weights.n_elements();
-        let copies = 4 + u64::from(config.run.ema > 0.0);
-        Ok(DryRun {
-            parameters,
-            steps,
-            epoch_len: data.plan.epoch_len(),
-            state_bytes: 4 * copies * parameters as u64,
-            peak_bytes: peak_bytes(),
-            seconds_per_step: seconds,
-            notices: data.notices().collect(),
-        })
-    })
-}
-
 /// Runs `work` with the config's number of threads, leaving the global pool alone.
 fn in_pool<T: Send>(
     config: &TrainConfig,
@@ -199,116 +65,6 @@ fn in_pool<T: Send>(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.threads()).build();
     let pool = pool.map_err(std::io::Error::other);
     pool.map_err(TrainError::io("start threads for", &config.run.out))?.install(work)
-}
-
-/// The most memory that this process has used.
-fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
-/// Steps of a run: whole batches of all visits.
-fn total_steps(config: &TrainConfig, epoch_len: usize) -> u64 {
-    let visits = config.run.epochs * epoch_len as f64;
-    (visits / config.run.batch_size as f64) as u64
-}
-
-fn fresh_state(config: &TrainConfig, files: &ModelFiles, data: &TrainSet) -> RunState {
-    let weights = files.weights.clone();
-    let sizes = weights.iter().map(|(name, tensor)| (name.as_str(), tensor.data.len()));
-    let adam = AdamW::new(config.optimizer.constants(), sizes);
-    let average = (config.run.ema > 0.0).then(|| weights.clone());
-    let preprocess = files.config.preprocess.clone();
-    let progress = Progress::new(data.plan.start(), data.fingerprints(), preprocess);
-    RunState { weights, adam, average, progress }
-}
-
-/// What a step computes before its place in the log is known.
-struct StepResult {
-    loss: f64,
-    lr: f64,
-    grad_norm: f64,
-}
-
-/// One optimiser step; `None` where `stop` was raised, and then nothing has changed.
-fn step(
-    config: &TrainConfig,
-    files: &ModelFiles,
-    state: &mut RunState,
-    batch: &Batch,
-    steps: u64,
-    stop: &AtomicBool,
-) -> Result<Option<StepResult>, TrainError> {
-    let (run, optimizer) = (&config.run, &config.optimizer);
-    let options =
-        BatchOptions { micro_batch: config.micro_batch(), multi_positive: run.multi_positive };
-    let found = batch_gradient(&files.config.model, &state.weights, batch, options, stop);
-    let Some(mut found) = found else { return Ok(None) };
-
-    let done = state.progress.step;
-    let grad_norm = global_norm(&found.gradients);
-    for (what, value) in [("the loss", found.loss), ("the gradient norm", grad_norm)] {
-        if !value.is_finite() {
-            return Err(TrainError::Diverged { step: done + 1, what, value, checkpoint: None });
-        }
-    }
-    if optimizer.clip_norm > 0.0 {
-        clip(&mut found.gradients, grad_norm, optimizer.clip_norm);
-    }
-    let lr = optimizer.schedule.rate(optimizer.lr, optimizer.warmup_steps, done, steps);
-    update(&mut state.weights, &mut state.adam, &found.gradients, lr, optimizer.decay);
-    if let Some(averages) = &mut state.average {
-        for ((_, a), (_, w)) in averages.iter_mut().zip(state.weights.iter()) {
-            average(&mut a.data, &w.data, run.ema, done);
-        }
-    }
-    Ok(Some(StepResult { loss: found.loss, lr, grad_norm }))
-}
-
-/// AdamW on every tensor, then the bounds of `logit_scale`.
-fn update(weights: &mut Weights, adam: &mut AdamW, gradients: &Named, lr: f64, decay: Decay) {
-    adam.begin_step();
-    for (name, tensor) in weights.iter_mut() {
-        let decays = decay.applies(name, tensor.shape.len());
-        adam.update(name, &mut tensor.data, &gradients[name], lr, decays);
-    }
-    if let Some(scale) = weights.get_mut("logit_scale") {
-        scale.data[0] = clamp_logit_scale(scale.data[0]);
-    }
-}
-
-/// Optimiser steps on batches at hand, without data, log or schedule: to measure what a step costs.
-#[derive(Debug)]
-pub struct StepBench {
-    config: ModelConfig,
-    weights: Weights,
-    adam: AdamW,
-    optimizer: OptimizerSection,
-}
-
-impl StepBench {
-    /// Steps from these weights with the defaults of a training file.
-    pub fn new(config: ModelConfig, weights: Weights) -> StepBench {
-        let optimizer = OptimizerSection::default();
-        let sizes = weights.iter().map(|(name, tensor)| (name.as_str(), tensor.data.len()));
-        let adam = AdamW::new(optimizer.constants(), sizes);
-        StepBench { config, weights, adam, optimizer }
-    }
-
-    /// Forward, backward and AdamW, the whole batch at once; the loss before the step. `None` where
-    /// `stop` was raised, and then nothing has changed.
-    ///
-    /// # Panics
-    /// As [`batch_gradient`].
-    pub fn step(&mut self, batch: &Batch, stop: &AtomicBool) -> Option<f64> {
-        let options = BatchOptions { micro_batch: batch.texts.len(), multi_positive: true };
-        let found = batch_gradient(&self.config, &self.weights, batch, options, stop)?;
-        let OptimizerSection { lr, decay, .. } = self.optimizer;
-        update(&mut self.weights, &mut self.adam, &found.gradients, lr, decay);
-        Some(found.loss)
-    }
 }
 
 /// A run with all that it holds open.
@@ -537,69 +293,6 @@ fn check_columns(valid: &[(Dataset, &ValidData)]) -> Result<(), TrainError> {
         }
     }
     Ok(())
-}
-
-/// Makes the run directory, which must not hold a run, and writes the config into it.
-fn create(config: &TrainConfig) -> Result<(), TrainError> {
-    let out = &config.run.out;
-    fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
-    let entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
-    let entries: Result<Vec<_>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
-    let entries = entries.map_err(TrainError::io("list", out))?;
-    if !entries.iter().all(|path| is_unfinished_config(path)) {
-        return Err(TrainError::RunExists { out: out.clone() });
-    }
-    for path in &entries {
-        fs::remove_file(path).map_err(TrainError::io("remove", path))?;
-    }
-    write_config(config)
-}
-
-/// Whether a run was killed while it wrote this, its first file: then it can only begin again.
-fn is_unfinished_config(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with(&format!(".{CONFIG_FILE}.")) && name.ends_with(".tmp")
-}
-
-fn write_config(config: &TrainConfig) -> Result<(), TrainError> {
-    let text = config.to_toml();
-    write_atomically(&config.run.out.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?;
-    Ok(())
-}
-
-/// The last checkpoint of the run in `out`, or the fresh state where there is none yet.
-fn resume(
-    config: &TrainConfig,
-    files: &ModelFiles,
-    fresh: RunState,
-) -> Result<(RunState, Option<u64>), TrainError> {
-    let out = &config.run.out;
-    let path = out.join(CONFIG_FILE);
-    let mut text = String::new();
-    let file = fs::File::open(&path).map_err(|_| TrainError::NoRun { out: out.clone() })?;
-    file.take(1 << 20).read_to_string(&mut text).map_err(TrainError::io("read", &path))?;
-    let before = TrainConfig::from_toml(&text, &path.display().to_string(), &[])?;
-    let differences = config.differences(&before);
-    if !differences.is_empty() {
-        let (out, differences) = (out.clone(), differences.join("; "));
-        return Err(TrainError::ConfigChanged { out, differences });
-    }
-    checkpoint::sweep(out)?;
-    write_config(config)?;
-    let Some(&last) = checkpoint::list(out)?.last() else { return Ok((fresh, None)) };
-    let (model, constants) = (&files.config.model, config.optimizer.constants());
-    let state = checkpoint::load(out, last, model, constants, config.run.ema > 0.0)?;
-    let (then, now) = (&state.progress.data, &fresh.progress.data);
-    let changed = (0..now.len()).find(|&i| then.get(i) != now.get(i));
-    let same_order = state.progress.cursor.epoch_len == fresh.progress.cursor.epoch_len;
-    if let Some(i) = changed.or((!same_order).then_some(0)) {
-        return Err(TrainError::DataChanged { path: config.data.train[i].path.clone() });
-    }
-    if state.progress.preprocess != fresh.progress.preprocess {
-        let reason = "the model's image pipeline is another one".to_owned();
-        return Err(TrainError::Checkpoint { path: checkpoint::directory(out, last), reason });
-    }
-    Ok((state, Some(last)))
 }
 
 /// Scores one validation set.
