@@ -85,12 +85,15 @@ impl Error {
                 Some("check the path; relative paths start at the current directory")
             }
             io::ErrorKind::PermissionDenied => Some("check the permissions of the path"),
-            io::ErrorKind::StorageFull => Some("free some space, or write to another disk"),
             io::ErrorKind::IsADirectory => Some("give a file, not a directory"),
             _ => None,
         };
+        let room = ferroclip::make_room(error);
+        let hint = room
+            .map(|hint| format!("{hint}, or write to another disk"))
+            .or(hint.map(str::to_owned));
         let message = format!("cannot {what} `{}`: {}", path.display(), reason(error));
-        Error { hint: hint.map(str::to_owned), ..Error::new(Kind::Failed("io"), message) }
+        Error::new(Kind::Failed("io"), message).maybe_hint(hint)
     }
 
     /// Writing to standard output. Only this may be a broken pipe that is nobody's fault.
@@ -104,6 +107,12 @@ impl Error {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Error {
         self.hint = Some(one_line(&hint.into()));
         self
+    }
+
+    /// Adds to the hint.
+    pub(crate) fn and_hint(self, more: &str) -> Error {
+        let hint = self.hint.as_ref().map_or(more.to_owned(), |hint| format!("{hint}; {more}"));
+        self.hint(hint)
     }
 
     pub(crate) fn maybe_hint(mut self, hint: Option<String>) -> Error {
@@ -146,8 +155,12 @@ impl From<ferroclip::Error> for Error {
 impl From<ferroclip_train::TrainError> for Error {
     fn from(error: ferroclip_train::TrainError) -> Error {
         use ferroclip_train::TrainError;
+        let go_on = error.no_room().and(error.hint());
         match error {
-            TrainError::Model(error) => error.into(),
+            TrainError::Model(error) => Error::from(error).maybe_hint(go_on),
+            TrainError::Io { action, path, source } => {
+                Error::file(action, &path, &source).maybe_hint(go_on)
+            }
             TrainError::Data(error) => error.into(),
             TrainError::Cancelled => Error::interrupted("run the command again"),
             _ => Error::new(Kind::Failed(error.kind()), without_number(&error))

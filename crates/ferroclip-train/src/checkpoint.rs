@@ -153,8 +153,11 @@ pub(crate) fn replace_directory(
         if hidden.exists() {
             fs::remove_dir_all(&hidden).map_err(TrainError::io("remove", &hidden))?;
         }
-        fs::create_dir(&hidden).map_err(TrainError::io("create", &hidden))?;
-        write(&hidden)?;
+        fs::create_dir(&hidden).map_err(TrainError::io("create", &path))?;
+        write(&hidden).map_err(|error| match error {
+            TrainError::Model(error) => error.renamed(&hidden, &path).into(),
+            other => other,
+        })?;
         sync(&hidden)?;
         if path.exists() {
             fs::rename(&path, &old).map_err(TrainError::io("replace", &path))?;

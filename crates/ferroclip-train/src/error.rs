@@ -101,6 +101,17 @@ impl TrainError {
         TrainError::Config { origin: origin.into(), reason: reason.into() }
     }
 
+    /// What makes room, where a file of the run could not be written for want of it.
+    pub fn no_room(&self) -> Option<&'static str> {
+        match self {
+            TrainError::Io { source, .. }
+            | TrainError::Model(ferroclip::Error::Io { source, .. }) => {
+                ferroclip::make_room(source)
+            }
+            _ => None,
+        }
+    }
+
     /// One word for programs.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -119,13 +130,15 @@ impl TrainError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use std::io::ErrorKind;
+        if let Some(hint) = self.no_room() {
+            return Some(format!(
+                "{hint}, then run it again; a run that has begun goes on with `--resume`"
+            ));
+        }
         let hint = match self {
             TrainError::Io { source, .. } => match source.kind() {
                 ErrorKind::NotFound => "check the path",
                 ErrorKind::PermissionDenied => "check the permissions",
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-                    "free some space, then go on with `--resume`"
-                }
                 _ => return None,
             },
             TrainError::Config { .. } => "correct the field named; ARCHITECTURE.md lists them all",

@@ -84,7 +84,12 @@ impl MetricsLog {
         let mut json = serde_json::to_vec(line).map_err(std::io::Error::other).map_err(io())?;
         json.push(b'\n');
         // One call, so that a kill leaves whole lines.
-        self.file.write_all(&json).map_err(io())?;
+        let written = self.file.write_all(&json);
+        if written.is_err() {
+            // A full disk takes a part of a line. The first error is the one to report.
+            let _ = self.file.set_len(self.bytes);
+        }
+        written.map_err(io())?;
         self.bytes += json.len() as u64;
         Ok(())
     }

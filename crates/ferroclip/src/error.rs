@@ -154,6 +154,19 @@ impl Error {
         Error::Io { action, path: path.to_owned(), source }
     }
 
+    /// Tells of a file below `to` instead of `from`: where a directory is written under a temporary
+    /// name, the user knows the other one.
+    #[must_use]
+    pub fn renamed(self, from: &Path, to: &Path) -> Error {
+        match self {
+            Error::Io { action, path, source } => {
+                let path = path.strip_prefix(from).map(|file| to.join(file)).unwrap_or(path);
+                Error::Io { action, path, source }
+            }
+            other => other,
+        }
+    }
+
     /// One word for programs: `io`, `config`, `model`, `weights`, `tokenizer`, `image`, `input` or
     /// `cancelled`.
     pub fn kind(&self) -> &'static str {
@@ -205,14 +218,26 @@ impl Error {
     }
 }
 
+/// What makes room, where a file could not be written for want of it: the disk is full, a quota is
+/// used up, or the file is larger than it may be. `None` for every other error.
+pub fn make_room(error: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::StorageFull => Some("free some space"),
+        ErrorKind::QuotaExceeded => Some("free some space, or raise the quota"),
+        ErrorKind::FileTooLarge => Some("raise the limit on the size of a file (`ulimit -f`)"),
+        _ => None,
+    }
+}
+
 fn io_hint(error: &std::io::Error) -> Option<String> {
     use std::io::ErrorKind;
+    if let Some(hint) = make_room(error) {
+        return Some(format!("{hint}, or write to another disk"));
+    }
     let hint = match error.kind() {
         ErrorKind::NotFound => "check the path",
         ErrorKind::PermissionDenied => "check the permissions of the file and its directory",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            "free some space or choose another directory; nothing was changed"
-        }
         ErrorKind::IsADirectory => "give a file, not a directory",
         _ => return None,
     };

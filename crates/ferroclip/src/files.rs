@@ -74,11 +74,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a.txt");
         write_atomically(&path, |out| out.write_all(b"old")).expect("written");
-        let full = || io::Error::from(io::ErrorKind::StorageFull);
-        let failed = write_atomically(&path, |out| out.write_all(b"ne").and(Err(full())));
-        let error = failed.expect_err("the disk is full");
-        assert!(error.hint().expect("a hint").contains("space"), "{error}");
-        assert_eq!(fs::read(&path).expect("still there"), b"old");
-        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        for kind in [StorageFull, QuotaExceeded, FileTooLarge] {
+            let failed = write_atomically(&path, |out| out.write_all(b"ne").and(Err(kind.into())));
+            let error = failed.expect_err("there is no room");
+            assert!(error.hint().expect("a hint").contains("another disk"), "{error}");
+            assert_eq!(fs::read(&path).expect("still there"), b"old");
+            assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+        }
     }
 }

@@ -63,7 +63,7 @@ impl ModelFiles {
         let temporary = sibling(folder, "tmp");
         let write = || {
             fs::create_dir_all(&temporary).map_err(|e| Error::io("create", folder, e))?;
-            self.write_into(&temporary, format)?;
+            self.write_into(&temporary, format).map_err(|e| e.renamed(&temporary, folder))?;
             fs::rename(&temporary, folder).map_err(|e| Error::io("create", folder, e))
         };
         let result = write();

@@ -307,7 +307,9 @@ fn a_closed_pipe_is_no_failure() {
 fn a_signal_ends_with_130() {
     let model = model().display().to_string();
     let args = ["tokenize", "--texts", "-", "--model", &model];
-    let child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    let mut child = command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    // Open to the end, so that the program does not find an empty input before the signal.
+    let _stdin = child.stdin.take();
     std::thread::sleep(std::time::Duration::from_millis(500));
     let id = child.id().to_string();
     std::process::Command::new("kill").args(["-TERM", &id]).status().unwrap();

@@ -1,6 +1,11 @@
 //! The program from outside: what it prints, what it writes, how it ends.
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test panics, and prints figures")]
 
 mod bad_input;
 mod commands;
 mod common;
+#[cfg(target_os = "linux")]
+mod full_disk;
+#[cfg(target_os = "linux")]
+#[path = "../training/mod.rs"]
+mod training;

@@ -125,7 +125,9 @@ fn embed(
         if args.features == Features::Patches {
             written.image_shape = encoders.image().tower().patch_shape().to_vec();
         }
-        layout.write(piece.number, &written)?;
+        layout
+            .write(piece.number, &written)
+            .map_err(|error| error.and_hint("with `--resume`, finished files are kept"))?;
         n_done += n_rows;
         totals.files += 1;
         totals.images += written.images.map_or(0, |x| x.rows);
