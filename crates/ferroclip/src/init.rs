@@ -161,7 +161,7 @@ mod tests {
             ("transformer.resblocks.1.mlp.c_fc.weight", (2.0 * w).powf(-0.5)),
             ("transformer.resblocks.1.mlp.c_proj.weight", (2.0 * w * l).powf(-0.5)),
             ("visual.proj", vision.powf(-0.5)),
-            ("visual.conv1.weight", uniform(192.0)),
+            ("visual.conv1.weight", uniform(768.0)),
             ("visual.transformer.resblocks.0.attn.in_proj_weight", (0.5 / vision).sqrt()),
             ("visual.transformer.resblocks.0.mlp.c_proj.weight", uniform(mlp)),
         ];
