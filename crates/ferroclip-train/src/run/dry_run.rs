@@ -15,7 +15,7 @@ use crate::samples::TrainSet;
 /// Takes two steps without writing anything and tells what the run will cost.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run()`](super::run).
 pub fn dry_run(config: &TrainConfig, stop: &AtomicBool) -> Result<DryRun, TrainError> {
     in_pool(config, || {
         let data = TrainSet::open(config)?;

@@ -90,7 +90,7 @@ pub struct Outcome {
     pub truncated: u64,
 }
 
-/// What [`dry_run`] found.
+/// What [`dry_run()`](super::dry_run()) found.
 #[derive(Clone, Debug)]
 pub struct DryRun {
     /// Numbers that are trained.
