@@ -25,7 +25,7 @@ open_clip=$!
 "$ferroclip" train "$recipe" --threads "$threads" --quiet
 
 # All labels of the pack, of every style.
-unzip -p data/emoji_train.zip labels.tsv | tail -n +2 | cut -f 3 | LC_ALL=C sort -u >"runs/$name-labels.txt"
+unzip -p data/emoji_train.zip labels.tsv | tail -n +2 | cut -f 4 | LC_ALL=C sort -u >"runs/$name-labels.txt"
 "$ferroclip" eval zero-shot --model "runs/$name/final" --data data/emoji_train.zip --label-column label \
     --filter vendor=fluent3d --filter category!=Flags --filter category!=Component \
     --labels "runs/$name-labels.txt" --json >"$logs/ferroclip.json"
