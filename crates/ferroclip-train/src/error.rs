@@ -141,7 +141,7 @@ impl TrainError {
                 ErrorKind::PermissionDenied => "check the permissions",
                 _ => return None,
             },
-            TrainError::Config { .. } => "correct the field named; ARCHITECTURE.md lists them all",
+            TrainError::Config { .. } => "correct the field named; docs/training.md lists them all",
             TrainError::RunExists { .. } => {
                 "go on with it by `--resume`, or choose another directory by `--set run.out=...`"
             }

@@ -25,7 +25,7 @@ const MR: usize = 12;
 const KC: usize = 256;
 /// Rows that one task packs and multiplies: `MC * KC` floats, 144 KiB, stay in the second level.
 const MC: usize = 144;
-/// From this depth on every thread computes rows of C of its own, over all of k: packing B once for
+/// Beyond this depth every thread computes rows of C of its own, over all of k: packing B once for
 /// each thread then costs less than meeting after every block of k.
 const DEEP: usize = 4 * KC;
 /// Below this many multiply-adds a product is not worth a second thread.
