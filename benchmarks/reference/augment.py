@@ -1,7 +1,7 @@
 """Random views of a drawing through PIL and torchvision: the family of ferroclip's `[image]` section, under the same names.
 
-Order: random resized crop, affine, flip, background behind the transparent parts (or alpha dropped, as open_clip's evaluation does),
-colour jitter, grey.
+Order: random resized crop, affine, flip, background behind the transparent parts (or alpha dropped, as open_clip's evaluation does:
+before the crop where that would not resize the picture), colour jitter, grey.
 """
 
 import math
@@ -42,14 +42,17 @@ class Augment:
 
     def view(self, picture: Image.Image, size: int, rng: random.Random) -> Image.Image:
         """An RGB picture of `size` x `size` from an RGBA one. `rng` draws all but the crop and the jitter, which torch's generator draws."""
+        behind = self._background(size, rng) if rng.random() < self.background_prob else None
+        if behind is None and min(picture.size) == size:
+            picture = picture.convert("RGB")  # evaluation would not resize it, and show what is hidden
         top, left, height, width = T.RandomResizedCrop.get_params(picture, self.scale, self.ratio)
         out = F.resized_crop(picture, top, left, height, width, [size, size], T.InterpolationMode.BICUBIC, antialias=True)
         if rng.random() < self.affine_prob:
             out = self._affine(out, size, rng)
         if rng.random() < self.flip_prob:
             out = F.hflip(out)
-        if rng.random() < self.background_prob:
-            out = Image.alpha_composite(self._background(size, rng), out)
+        if behind is not None:
+            out = Image.alpha_composite(behind, out)
         out = out.convert("RGB")  # drops alpha where no background came
         if rng.random() < self.color_jitter_prob:
             out = T.ColorJitter(*self.color_jitter)(out)

@@ -8,19 +8,23 @@
 
 mod activation;
 mod attention;
+mod batch_norm;
 mod cpu;
 mod layer_norm;
 mod linear;
+mod maps;
 mod rows;
 mod spans;
 mod threads;
 
 pub use activation::activation;
 pub use attention::{attention, attention_pooled};
-pub use ferroclip_kernels::Activation;
+pub use batch_norm::BatchNorm;
+pub use ferroclip_kernels::{Activation, Maps, Moments};
 pub use layer_norm::layer_norm;
 pub use linear::{Linear, project};
-pub use rows::{embed_tokens, mean_rows, patch_rows, select_rows, unit_rows};
+pub use maps::{add_rectified, avg_pool2, conv3x3};
+pub use rows::{Lead, embed_tokens, mean_rows, patch_rows, select_rows, unit_rows};
 pub use spans::Spans;
 
 #[cfg(test)]

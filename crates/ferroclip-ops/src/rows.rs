@@ -32,27 +32,34 @@ pub fn embed_tokens(
     tokens + positions.clone().select(0, indices(places, &device))
 }
 
-/// Rows of a batch of images: the class row, where there is one, before the patch rows of each
+/// The row that stands before the patch rows of an image.
+#[derive(Clone, Copy, Debug)]
+pub enum Lead<'a> {
+    /// The same for every image, `[width]`: a class row.
+    Shared(&'a Tensor<1>),
+    /// One of its own for each image, `[n, width]`.
+    Each(&'a Tensor<2>),
+}
+
+/// Rows of a batch of images: the leading row, where there is one, before the patch rows of each
 /// image; the position table is added to both.
 ///
 /// | value | shape |
 /// |---|---|
 /// | `patches` | `[n * grid_cells, width]`, after the patch projection |
-/// | `class` | `[width]` |
 /// | `positions` | `[rows of an image, width]` |
 /// | result | `[n * rows of an image, width]` |
-pub fn patch_rows(
-    patches: Tensor<2>,
-    class: Option<&Tensor<1>>,
-    positions: &Tensor<2>,
-) -> Tensor<2> {
+pub fn patch_rows(patches: Tensor<2>, lead: Option<Lead<'_>>, positions: &Tensor<2>) -> Tensor<2> {
     let [per_image, width] = positions.dims();
-    let cells = per_image - usize::from(class.is_some());
+    let cells = per_image - usize::from(lead.is_some());
     let n = patches.dims()[0] / cells;
     let mut x: Tensor<3> = patches.reshape([n, cells, width]);
-    if let Some(class) = class {
-        let class: Tensor<3> = class.clone().reshape([1, 1, width]).expand([n, 1, width]);
-        x = Tensor::cat(vec![class, x], 1);
+    if let Some(lead) = lead {
+        let lead: Tensor<3> = match lead {
+            Lead::Shared(row) => row.clone().reshape([1, 1, width]).expand([n, 1, width]),
+            Lead::Each(rows) => rows.clone().reshape([n, 1, width]),
+        };
+        x = Tensor::cat(vec![lead, x], 1);
     }
     let x = x + positions.clone().unsqueeze::<3>();
     x.reshape([n * per_image, width])

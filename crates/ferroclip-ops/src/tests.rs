@@ -5,7 +5,8 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::{
-    Activation, Linear, Spans, activation, attention, attention_pooled, layer_norm, project,
+    Activation, BatchNorm, Linear, Maps, Spans, activation, add_rectified, attention,
+    attention_pooled, avg_pool2, conv3x3, layer_norm, project,
 };
 
 type Op<'a> = dyn Fn(&[Tensor<2>]) -> Tensor<2> + 'a;
@@ -115,6 +116,49 @@ fn attention_agrees() {
     check("attention_pooled", &[[3, 10], [20, 20]], &|x| {
         attention_pooled(x[0].clone(), x[1].clone(), &spans, 2)
     });
+}
+
+#[test]
+fn maps_agree() {
+    let maps = Maps { n: 2, height: 3, width: 5 };
+    check("conv3x3", &[[30, 4], [6, 36]], &|x| conv3x3(x[0].clone(), &x[1], maps));
+    check("avg_pool2", &[[30, 4]], &|x| avg_pool2(x[0].clone(), maps).0);
+    check("add_rectified", &[[30, 4], [30, 4]], &|x| add_rectified(x[0].clone(), x[1].clone()));
+}
+
+#[test]
+fn batch_norm_agrees() {
+    for rectified in [false, true] {
+        let norm = |x: &[Tensor<2>]| BatchNorm {
+            gain: flat(&x[1]),
+            bias: flat(&x[2]),
+            // Constants: cut from the tape.
+            mean: flat(&x[2]).detach() * 0.5,
+            variance: flat(&x[1]).detach().abs() + 0.5,
+            eps: 1e-5,
+            rectified,
+        };
+        let shapes = [[19, 5], [1, 5], [1, 5]];
+        check("batch_norm of the batch", &shapes, &|x| norm(x).forward_batch(x[0].clone()).0);
+        // Constants cannot be moved by finite differences: they come from elsewhere.
+        let fixed = |seed| {
+            let device = Device::flex();
+            let data = operand([1, 5], seed);
+            Tensor::<2>::from_data(data, (&device, DType::F64)).into_data()
+        };
+        check("batch_norm, frozen", &shapes, &|x| {
+            let like = |data: TensorData| {
+                let data = data.convert_dtype(x[0].dtype());
+                Tensor::<2>::from_data(data, (&x[0].device(), x[0].dtype()))
+            };
+            let frozen = BatchNorm {
+                mean: flat(&like(fixed(7))),
+                variance: flat(&(like(fixed(8)).abs() + 0.5)),
+                ..norm(x)
+            };
+            frozen.forward(x[0].clone())
+        });
+    }
 }
 
 #[test]

@@ -11,8 +11,8 @@
 
 use std::path::{Path, PathBuf};
 
-use ferroclip::FloatFormat;
 use ferroclip::image::Augment;
+use ferroclip::{FloatFormat, ModelConfig};
 use ferroclip_data::{Filter, Source};
 use serde::{Deserialize, Serialize};
 use toml::Value;
@@ -206,6 +206,10 @@ pub struct RunSection {
     /// Share of an image's patches that are left out in training.
     #[serde(default)]
     pub patch_dropout: f64,
+    /// What the batch norms of a ResNet use: `batch`, the statistics of the batch, or `frozen`, those
+    /// that the model came with. Models without batch norms ignore it.
+    #[serde(default)]
+    pub batch_norm: BatchNormMode,
     /// How the model directories `best` and `final` store their weights: `f32` or `f16`.
     /// Checkpoints are f32 always.
     #[serde(default)]
@@ -213,6 +217,17 @@ pub struct RunSection {
     /// Threads that compute, and threads that read; 0 for the cores that the process may use.
     #[serde(default)]
     pub threads: usize,
+}
+
+/// `run.batch_norm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BatchNormMode {
+    /// Normalise by the batch, and move the running statistics.
+    #[default]
+    Batch,
+    /// Normalise by the running statistics, as constants.
+    Frozen,
 }
 
 fn default_precision() -> String {
@@ -284,6 +299,28 @@ impl TrainConfig {
             0 => self.run.batch_size,
             n => n.min(self.run.batch_size),
         }
+    }
+
+    /// Whether a model of this config is normalised by the statistics of each batch.
+    pub fn batch_statistics(&self, model: &ModelConfig) -> bool {
+        let has_batch_norms = model.vision_cfg.layers.stages().is_some();
+        has_batch_norms && self.run.batch_norm == BatchNormMode::Batch
+    }
+
+    /// Checks what only the model's config can tell.
+    pub(crate) fn validate_for(&self, model: &ModelConfig) -> Result<(), String> {
+        let is_resnet = model.vision_cfg.layers.stages().is_some();
+        if is_resnet && self.run.patch_dropout > 0.0 {
+            return Err("`run.patch_dropout`: a ResNet has no patches".to_owned());
+        }
+        if self.batch_statistics(model) && self.micro_batch() < self.run.batch_size {
+            return Err(format!(
+                "`run.micro_batch`: {}, but the batch norms of a ResNet see the whole batch of {}: \
+                 leave it out, or set `run.batch_norm = \"frozen\"`",
+                self.run.micro_batch, self.run.batch_size
+            ));
+        }
+        Ok(())
     }
 
     /// Threads that compute.

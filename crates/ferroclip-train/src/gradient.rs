@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use ferroclip::{ImageTower, ModelConfig, Params, TextTower, Weights};
+use ferroclip::{BatchStatistics, ImageTower, ModelConfig, Params, TextTower, Weights};
 use ferroclip_ops::unit_rows;
 
 use crate::loss::{contrastive_loss, positive_groups};
@@ -36,8 +36,10 @@ pub struct Batch {
 pub struct BatchGradient {
     /// The loss.
     pub loss: f64,
-    /// The gradient of every tensor.
+    /// The gradient of every tensor; zeros for the running statistics of batch norms.
     pub gradients: Named,
+    /// What the batch norms saw, where they use the statistics of the batch.
+    pub statistics: BatchStatistics,
 }
 
 /// How to go through a batch.
@@ -47,6 +49,9 @@ pub struct BatchOptions {
     pub micro_batch: usize,
     /// Rows with equal texts are positives of each other.
     pub multi_positive: bool,
+    /// Batch norms use the statistics of the batch, not the running ones. A micro-batch would then be
+    /// a batch of its own, so it must be whole.
+    pub batch_statistics: bool,
 }
 
 /// Both towers on one device.
@@ -64,13 +69,20 @@ impl Towers {
         Towers { params, image, text }
     }
 
-    /// Unit embeddings of the pairs in `range`.
-    fn forward(&self, batch: &Batch, range: std::ops::Range<usize>) -> [Tensor<2>; 2] {
+    /// Unit embeddings of the pairs in `range`; by the statistics of the batch where there is a place
+    /// to note them.
+    fn forward(
+        &self,
+        batch: &Batch,
+        range: std::ops::Range<usize>,
+        statistics: Option<&mut BatchStatistics>,
+    ) -> [Tensor<2>; 2] {
         let image_len = batch.pixels.len() / batch.texts.len();
         let pixels = &batch.pixels[range.start * image_len..range.end * image_len];
-        let images = match &batch.keep {
-            Some(keep) => self.image.forward_kept(pixels, &keep[range.clone()]),
-            None => self.image.forward(pixels, range.len()),
+        let images = match (&batch.keep, statistics) {
+            (Some(keep), _) => self.image.forward_kept(pixels, &keep[range.clone()]),
+            (None, Some(statistics)) => self.image.forward_batch(pixels, range.len(), statistics),
+            (None, None) => self.image.forward(pixels, range.len()),
         };
         [unit_rows(images), unit_rows(self.text.forward(&batch.texts[range]))]
     }
@@ -96,7 +108,8 @@ impl Towers {
 /// The loss and the gradients of a batch; `None` where `stop` was raised between micro-batches.
 ///
 /// # Panics
-/// Where the batch is empty or the weights are not those of the config.
+/// Where the batch is empty, the weights are not those of the config, or batch norms shall use the
+/// statistics of a batch that is not one micro-batch.
 pub fn batch_gradient(
     config: &ModelConfig,
     weights: &Weights,
@@ -110,16 +123,18 @@ pub fn batch_gradient(
         .step_by(options.micro_batch.max(1))
         .map(|start| start..(start + options.micro_batch.max(1)).min(n))
         .collect();
-    let mut kept = None;
+    assert!(parts.len() == 1 || !options.batch_statistics, "batch statistics of a part of a batch");
+    let (mut kept, mut statistics) = (None, BatchStatistics::new());
     let (mut images, mut texts) = (Vec::new(), Vec::new());
     if let [whole] = &parts[..] {
-        let units = tracked.forward(batch, whole.clone());
+        let noted = options.batch_statistics.then_some(&mut statistics);
+        let units = tracked.forward(batch, whole.clone(), noted);
         [images, texts] = units.clone().map(|unit| numbers(unit.inner()));
         kept = Some(units);
     } else {
         let plain = Towers::new(config, weights, &Device::flex());
         for part in &parts {
-            let [image, text] = plain.forward(batch, part.clone()).map(numbers);
+            let [image, text] = plain.forward(batch, part.clone(), None).map(numbers);
             images.extend(image);
             texts.extend(text);
             if stop.load(Ordering::Relaxed) {
@@ -137,7 +152,7 @@ pub fn batch_gradient(
     let dim = config.embed_dim;
     for part in parts {
         let rows = part.start * dim..part.end * dim;
-        let units = kept.take().unwrap_or_else(|| tracked.forward(batch, part));
+        let units = kept.take().unwrap_or_else(|| tracked.forward(batch, part, None));
         tracked.backward(
             units,
             [&loss.d_images[rows.clone()], &loss.d_texts[rows]],
@@ -148,7 +163,7 @@ pub fn batch_gradient(
         }
     }
     gradients.insert("logit_scale".to_owned(), vec![loss.d_logit_scale]);
-    Some(BatchGradient { loss: loss.value, gradients })
+    Some(BatchGradient { loss: loss.value, gradients, statistics })
 }
 
 fn numbers(x: Tensor<2>) -> Vec<f32> {

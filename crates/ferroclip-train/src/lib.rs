@@ -11,6 +11,7 @@
 //! | `gradient.rs` | the exact gradient of a batch, a micro-batch in memory at a time |
 //! | `loss.rs` | the symmetric contrastive loss over unit embeddings |
 //! | `optimizer.rs`, `schedule.rs` | AdamW, clipping, weight averaging; the learning rate |
+//! | `running_statistics.rs` | what batch norms remember of the batches |
 //! | `checkpoint.rs`, `metrics.rs` | what a run writes |
 //! | `eval.rs` | scores |
 //!
@@ -31,12 +32,14 @@ mod metrics;
 mod model;
 mod optimizer;
 mod run;
+mod running_statistics;
 mod samples;
 mod schedule;
 
 pub use checkpoint::Best;
 pub use config::{
-    DataSection, ModelSection, OptimizerSection, RunSection, TrainConfig, TrainData, ValidData,
+    BatchNormMode, DataSection, ModelSection, OptimizerSection, RunSection, TrainConfig, TrainData,
+    ValidData,
 };
 pub use error::TrainError;
 pub use eval::{
@@ -48,4 +51,5 @@ pub use loss::{Loss, contrastive_loss, positive_groups};
 pub use metrics::{StepMetrics, StepTime};
 pub use optimizer::{AdamW, Constants, Decay, Named, clamp_logit_scale};
 pub use run::{DryRun, Event, Events, Outcome, Start, StepBench, dry_run, run};
+pub use running_statistics::track;
 pub use schedule::Schedule;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ferroclip::{Cleaning, Clip, Config, ModelFiles, TokenizerConfig, Weights};
 
-use crate::config::ModelSection;
+use crate::config::TrainConfig;
 use crate::error::TrainError;
 
 /// Entries of OpenAI's vocabulary: a model with another one carries its own.
@@ -13,7 +13,8 @@ const OPENAI_VOCAB_SIZE: usize = 49_408;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A preset or a JSON file with weights drawn from the seed, or a model directory as it is.
-pub(crate) fn start(section: &ModelSection, seed: u64) -> Result<ModelFiles, TrainError> {
+pub(crate) fn start(config: &TrainConfig) -> Result<ModelFiles, TrainError> {
+    let (section, seed) = (&config.model, config.run.seed);
     let path = Path::new(&section.config);
     let is_preset = Config::preset_names().any(|name| name == section.config);
     let mut files = if !is_preset && path.is_dir() {
@@ -30,6 +31,8 @@ pub(crate) fn start(section: &ModelSection, seed: u64) -> Result<ModelFiles, Tra
         let json = std::fs::read_to_string(path).map_err(TrainError::io("read", path))?;
         fresh(Config::from_json(&json, &section.config)?, seed)?
     };
+    let checked = config.validate_for(&files.config.model);
+    checked.map_err(|reason| TrainError::config("the training file", reason))?;
     if !section.templates.is_empty() {
         files.config.templates.clone_from(&section.templates);
     }

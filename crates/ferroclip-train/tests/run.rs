@@ -17,6 +17,11 @@ const MODEL: &str = r#"{
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4},
     "text_cfg": {"context_length": 8, "vocab_size": 600, "width": 16, "heads": 2, "layers": 1}
 }"#;
+const RESNET: &str = r#"{
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 2, "head_width": 32, "patch_size": null},
+    "text_cfg": {"context_length": 8, "vocab_size": 600, "width": 16, "heads": 2, "layers": 1}
+}"#;
 const COLORS: [(&str, [u8; 3]); 3] =
     [("red", [220, 30, 20]), ("green", [20, 200, 40]), ("blue", [30, 40, 230])];
 
@@ -49,6 +54,7 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         draw(&folder.path().join("data"));
         fs::write(folder.path().join("model.json"), MODEL).unwrap();
+        fs::write(folder.path().join("resnet.json"), RESNET).unwrap();
         Place { folder }
     }
 
@@ -161,6 +167,43 @@ fn a_resumed_run_is_byte_equal() {
         entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("checkpoint-")
     });
     assert_eq!(checkpoints.count(), 3);
+}
+
+/// Running statistics of batch norms are part of a checkpoint, and do not depend on threads.
+#[test]
+fn a_resumed_resnet_run_is_byte_equal() {
+    let place = Place::new();
+    let model = format!("model.config={}", place.out("resnet.json").display());
+    let changes = [&model, "run.micro_batch=0", "image.flip_prob=0.0"];
+    let whole = train(&place.config("whole", &changes), Start::New).unwrap();
+    assert!(whole.model.is_some());
+    let config = place.config("parts", &[changes.as_slice(), &["run.threads=1"]].concat());
+    let at_step = |event: &Event| matches!(event, Event::Step { metrics, .. } if metrics.step == 5);
+    assert_eq!(train_until(&config, Start::New, at_step).step, 5);
+    train(&config, Start::Resume).unwrap();
+    assert_eq!(metrics(&place.out("parts")), metrics(&place.out("whole")));
+    assert_eq!(weights(&place.out("parts")), weights(&place.out("whole")));
+    Clip::open(place.out("parts").join("final")).unwrap();
+
+    let frozen = "run.batch_norm=frozen";
+    let frozen = place.config("frozen", &[changes.as_slice(), &[frozen]].concat());
+    train(&frozen, Start::New).unwrap();
+    let path = place.out("frozen/final/open_clip_model.safetensors");
+    let kept = ferroclip::Weights::load(&path).unwrap();
+    assert!(kept.get("visual.bn1.running_var").unwrap().data.iter().all(|&v| v == 1.0));
+}
+
+#[test]
+fn what_a_resnet_cannot_do_is_refused() {
+    let place = Place::new();
+    let model = format!("model.config={}", place.out("resnet.json").display());
+    let error = train(&place.config("a", &[&model]), Start::New).unwrap_err().to_string();
+    assert!(error.contains("`run.micro_batch`: 5") && error.contains("frozen"), "{error}");
+    let dropout = ["run.micro_batch=0", "run.patch_dropout=0.5"];
+    let config = place.config("a", &[&[model.as_str()][..], &dropout].concat());
+    let error = dry_run(&config, &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(error.contains("`run.patch_dropout`"), "{error}");
+    assert!(!place.out("a").exists());
 }
 
 #[test]

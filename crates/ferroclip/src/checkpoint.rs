@@ -28,6 +28,12 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 const CHUNK_BYTES: usize = 1 << 16;
 /// What checkpoints hold besides parameters: OpenAI's buffers.
 const BOOKKEEPING: [&str; 4] = ["attn_mask", "context_length", "input_resolution", "vocab_size"];
+/// The step count of PyTorch's batch norms, which nothing reads.
+const BATCHES_TRACKED: &str = ".num_batches_tracked";
+
+fn is_bookkeeping(name: &str) -> bool {
+    BOOKKEEPING.contains(&name) || name.ends_with(BATCHES_TRACKED)
+}
 
 /// How the elements are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +208,7 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         wanted: impl Fn(&str) -> bool,
     ) -> Result<Weights, Error> {
         let mut infos = std::mem::take(&mut self.tensors);
-        infos.retain(|name, _| !BOOKKEEPING.contains(&name.as_str()));
+        infos.retain(|name, _| !is_bookkeeping(name));
         let expected = config.parameter_shapes();
         let found = infos.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()));
         let differences = differences(&expected, found);

@@ -1,10 +1,9 @@
 //! The model config: open_clip's JSON vocabulary, read strictly.
 //!
 //! An unknown field is an error, because a field that is skipped can change numbers. What open_clip
-//! knows and this library does not (timm trunks, ResNets, attentional pooling) is thus refused by
+//! knows and this library does not (timm trunks, attentional pooling) is thus refused by
 //! name. Every size is bounded, so that a hostile config cannot ask for absurd memory.
 
-use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use ferroclip_ops::Activation;
@@ -18,6 +17,11 @@ use crate::tokenizer::Tokenizer;
 const DEFAULT_LOGIT_SCALE: f32 = 2.659_26;
 /// The epsilon of PyTorch's layer norm.
 const DEFAULT_NORM_EPS: f64 = 1e-5;
+/// Pixels of an image for a position of a ResNet's last feature map, and channels there for each of
+/// `width`.
+const RESNET_REDUCTION: usize = 32;
+/// The epsilon of PyTorch's batch norm.
+pub(crate) const BATCH_NORM_EPS: f64 = 1e-5;
 /// The template of models that do not bring their own.
 const DEFAULT_TEMPLATE: &str = "a photo of a {}.";
 
@@ -40,6 +44,16 @@ const PRESETS: &[(&str, &str)] = presets![
     "ViT-L-14-336-quickgelu",
     "ViT-H-14",
     "ViT-H-14-quickgelu",
+    "RN50",
+    "RN50-quickgelu",
+    "RN101",
+    "RN101-quickgelu",
+    "RN50x4",
+    "RN50x4-quickgelu",
+    "RN50x16",
+    "RN50x16-quickgelu",
+    "RN50x64",
+    "RN50x64-quickgelu",
 ];
 
 /// A model's architecture with its image pipeline: `open_clip_config.json`.
@@ -82,21 +96,22 @@ pub struct ModelConfig {
     pub text_cfg: TextConfig,
 }
 
-/// open_clip's `vision_cfg` of a plain Vision Transformer.
+/// open_clip's `vision_cfg` of a plain Vision Transformer or of OpenAI's modified ResNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct VisionConfig {
     /// Side of the input in pixels, or `[height, width]`.
     pub image_size: Sides,
-    /// Blocks.
-    pub layers: usize,
-    /// Channels of the residual stream.
+    /// Blocks; or, for a ResNet, the blocks of its four stages.
+    pub layers: Layers,
+    /// Channels of the residual stream; for a ResNet those behind its stem, which its stages make 32
+    /// times as many.
     pub width: usize,
-    /// Channels of an attention head; there are `width / head_width` heads.
+    /// Channels of an attention head: in the blocks, or in the pooling of a ResNet.
     #[serde(skip_serializing_if = "is_64")]
     pub head_width: usize,
-    /// Side of a patch in pixels, or `[height, width]`.
-    pub patch_size: Sides,
+    /// Side of a patch in pixels, or `[height, width]`. A ResNet has none.
+    pub patch_size: Option<Sides>,
     /// The MLP has `width * mlp_ratio` hidden channels, rounded down.
     #[serde(skip_serializing_if = "is_4")]
     pub mlp_ratio: f64,
@@ -212,14 +227,45 @@ impl Sides {
     }
 }
 
+/// `layers` of `vision_cfg`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a number of blocks or those of the four stages of a ResNet"
+)]
+pub enum Layers {
+    /// Blocks of a Vision Transformer.
+    Blocks(usize),
+    /// Blocks of each stage of a ResNet.
+    Stages([usize; 4]),
+}
+
+impl Layers {
+    /// The blocks of each stage, of a ResNet.
+    pub fn stages(self) -> Option<[usize; 4]> {
+        match self {
+            Layers::Blocks(_) => None,
+            Layers::Stages(stages) => Some(stages),
+        }
+    }
+
+    /// All blocks together.
+    pub fn blocks(self) -> usize {
+        match self {
+            Layers::Blocks(blocks) => blocks,
+            Layers::Stages(stages) => stages.iter().fold(0, |sum, n| sum.saturating_add(*n)),
+        }
+    }
+}
+
 impl Default for VisionConfig {
     fn default() -> Self {
         VisionConfig {
             image_size: Sides::Square(224),
-            layers: 12,
+            layers: Layers::Blocks(12),
             width: 768,
             head_width: 64,
-            patch_size: Sides::Square(16),
+            patch_size: Some(Sides::Square(16)),
             mlp_ratio: 4.0,
             pool_type: ImagePool::Tok,
             final_ln_after_pool: false,
@@ -375,62 +421,22 @@ impl ModelConfig {
     pub fn init_logit_scale(&self) -> f32 {
         self.init_logit_scale.unwrap_or(DEFAULT_LOGIT_SCALE)
     }
-
-    /// Name and shape of every tensor of the model, in open_clip's names and layouts.
-    pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        let (vision, text, embed_dim) = (&self.vision_cfg, &self.text_cfg, self.embed_dim);
-        let [patch_height, patch_width] = vision.patch_size.each();
-        let mut shapes = BTreeMap::new();
-        let mut add = |name: &str, shape: &[usize]| {
-            shapes.insert(name.to_owned(), shape.to_vec());
-        };
-        add("logit_scale", &[]);
-        add("visual.class_embedding", &[vision.width]);
-        add("visual.conv1.weight", &[vision.width, 3, patch_height, patch_width]);
-        add("visual.positional_embedding", &[vision.grid_cells() + 1, vision.width]);
-        add("visual.proj", &[vision.width, embed_dim]);
-        add("token_embedding.weight", &[text.vocab_size, text.width]);
-        add("positional_embedding", &[text.context_length, text.width]);
-        add("text_projection", &[text.width, embed_dim]);
-        let norms = [("visual.ln_post", vision.width), ("ln_final", text.width)];
-        let ln_pre = (!vision.no_ln_pre).then_some(("visual.ln_pre", vision.width));
-        for (name, width) in norms.into_iter().chain(ln_pre) {
-            add(&format!("{name}.weight"), &[width]);
-            add(&format!("{name}.bias"), &[width]);
-        }
-        for layer in 0..vision.layers {
-            let block = format!("visual.transformer.resblocks.{layer}");
-            add_block(&mut add, &block, vision.width, vision.mlp_width());
-        }
-        for layer in 0..text.layers {
-            let block = format!("transformer.resblocks.{layer}");
-            add_block(&mut add, &block, text.width, text.mlp_width());
-        }
-        shapes
-    }
-}
-
-fn add_block(add: &mut impl FnMut(&str, &[usize]), block: &str, width: usize, mlp_width: usize) {
-    let mut add = |name: &str, shape: &[usize]| add(&format!("{block}.{name}"), shape);
-    for norm in ["ln_1", "ln_2"] {
-        add(&format!("{norm}.weight"), &[width]);
-        add(&format!("{norm}.bias"), &[width]);
-    }
-    add("attn.in_proj_weight", &[3 * width, width]);
-    add("attn.in_proj_bias", &[3 * width]);
-    add("attn.out_proj.weight", &[width, width]);
-    add("attn.out_proj.bias", &[width]);
-    add("mlp.c_fc.weight", &[mlp_width, width]);
-    add("mlp.c_fc.bias", &[mlp_width]);
-    add("mlp.c_proj.weight", &[width, mlp_width]);
-    add("mlp.c_proj.bias", &[width]);
 }
 
 impl VisionConfig {
-    /// Patches down and across; what is left of the image beyond them is not seen.
+    /// Patches down and across, what is left of the image beyond them is not seen; for a ResNet, the
+    /// positions of its last feature map.
     pub fn grid(&self) -> [usize; 2] {
-        let ([height, width], [down, across]) = (self.image_size.each(), self.patch_size.each());
+        let ([height, width], [down, across]) = (self.image_size.each(), self.patch());
         [height / down, width / across]
+    }
+
+    /// Height and width of a patch; of a ResNet's position in its last feature map.
+    pub fn patch(&self) -> [usize; 2] {
+        match (self.layers, self.patch_size) {
+            (Layers::Blocks(_), Some(sides)) => sides.each(),
+            _ => [RESNET_REDUCTION; 2],
+        }
     }
 
     /// Patches of an image.
@@ -439,9 +445,17 @@ impl VisionConfig {
         rows * columns
     }
 
+    /// Channels that are pooled.
+    pub fn pooled_width(&self) -> usize {
+        match self.layers {
+            Layers::Blocks(_) => self.width,
+            Layers::Stages(_) => RESNET_REDUCTION * self.width,
+        }
+    }
+
     /// Attention heads.
     pub fn heads(&self) -> usize {
-        self.width / self.head_width
+        self.pooled_width() / self.head_width
     }
 
     /// Hidden channels of the MLP.
@@ -462,26 +476,66 @@ impl VisionConfig {
 
     fn validate(&self) -> Result<(), String> {
         let field = |name: &str| format!("vision_cfg.{name}");
-        check(&field("layers"), self.layers, 1..=256)?;
+        check(&field("layers"), self.layers.blocks(), 1..=256)?;
         check(&field("width"), self.width, 1..=16_384)?;
-        check(&field("head_width"), self.head_width, 1..=self.width)?;
+        check(&field("head_width"), self.head_width, 1..=self.pooled_width())?;
         check(&field("mlp_ratio"), self.mlp_ratio, 1.0 / self.width as f64..=64.0)?;
         check(&field("patch_dropout"), self.patch_dropout, 0.0..=0.99)?;
         check(&field("norm_kwargs.eps"), self.norm_eps(), 1e-12..=1.0)?;
-        let sides = self.image_size.each().into_iter().zip(self.patch_size.each());
-        for (image, patch) in sides {
-            check(&field("image_size"), image, 1..=4096)?;
-            check(&field("patch_size"), patch, 1..=image)?;
+        match self.layers {
+            Layers::Blocks(_) => self.validate_transformer()?,
+            Layers::Stages(stages) => self.validate_resnet(stages)?,
         }
-        check(&field("image_size"), self.grid_cells(), 1..=65_536)
-            .map_err(|reason| format!("{reason} patches"))?;
-        match self.width % self.heads() {
+        match self.pooled_width() % self.heads() {
             0 => Ok(()),
             _ => Err(format!(
-                "`vision_cfg.width`: {}, not a multiple of its {} heads",
-                self.width,
+                "`vision_cfg.width`: {} channels, not a multiple of the {} heads",
+                self.pooled_width(),
                 self.heads()
             )),
+        }
+    }
+
+    fn validate_transformer(&self) -> Result<(), String> {
+        let Some(patch_size) = self.patch_size else {
+            return Err("`vision_cfg.patch_size`: null, a Vision Transformer has patches".into());
+        };
+        for (image, patch) in self.image_size.each().into_iter().zip(patch_size.each()) {
+            check("vision_cfg.image_size", image, 1..=4096)?;
+            check("vision_cfg.patch_size", patch, 1..=image)?;
+        }
+        check("vision_cfg.image_size", self.grid_cells(), 1..=65_536)
+            .map_err(|reason| format!("{reason} patches"))
+    }
+
+    fn validate_resnet(&self, stages: [usize; 4]) -> Result<(), String> {
+        let [height, width] = self.image_size.each();
+        check("vision_cfg.image_size", height, RESNET_REDUCTION..=4096)?;
+        // As open_clip, whose position table is that of a square.
+        if height != width || !height.is_multiple_of(RESNET_REDUCTION) {
+            return Err(format!(
+                "`vision_cfg.image_size`: {height} x {width}, a ResNet needs a square whose side is a \
+                 multiple of {RESNET_REDUCTION}"
+            ));
+        }
+        if stages.contains(&0) || !self.width.is_multiple_of(2) {
+            return Err(format!(
+                "`vision_cfg`: a ResNet has blocks in each stage and an even width, found {stages:?} and {}",
+                self.width
+            ));
+        }
+        let plain = VisionConfig { layers: self.layers, width: self.width, ..Self::default() };
+        let unused = [
+            ("mlp_ratio", self.mlp_ratio == plain.mlp_ratio),
+            ("pool_type", self.pool_type == plain.pool_type),
+            ("final_ln_after_pool", !self.final_ln_after_pool),
+            ("no_ln_pre", !self.no_ln_pre),
+            ("patch_dropout", self.patch_dropout == 0.0),
+            ("norm_kwargs", self.norm_kwargs.is_none()),
+        ];
+        match unused.into_iter().find(|(_, is_default)| !is_default) {
+            Some((name, _)) => Err(format!("`vision_cfg.{name}` has no meaning for a ResNet")),
+            None => Ok(()),
         }
     }
 }

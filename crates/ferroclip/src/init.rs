@@ -32,7 +32,7 @@ pub fn init(config: &ModelConfig, seed: u64) -> Weights {
 }
 
 fn law(config: &ModelConfig, name: &str, shape: &[usize]) -> Law {
-    let vision_std = (config.vision_cfg.width as f64).powf(-0.5);
+    let vision_std = (config.vision_cfg.pooled_width() as f64).powf(-0.5);
     let text_std = (config.text_cfg.width as f64).powf(-0.5);
     match name {
         "logit_scale" => Law::Constant(config.init_logit_scale()),
@@ -42,7 +42,10 @@ fn law(config: &ModelConfig, name: &str, shape: &[usize]) -> Law {
         "visual.class_embedding" | "visual.positional_embedding" | "visual.proj" => {
             Law::Normal(vision_std)
         }
-        "visual.conv1.weight" => torch_default(shape[1..].iter().product()),
+        _ if name.ends_with(".running_var") => Law::Constant(1.0),
+        _ if name.ends_with(".running_mean") => Law::Constant(0.0),
+        _ if shape.len() == 4 => torch_default(shape[1..].iter().product()),
+        _ if is_resnet(name) => resnet_vector_or_pool(name, vision_std),
         _ if name.contains("ln_") && name.ends_with(".weight") => Law::Constant(1.0),
         _ if name.contains("ln_") => Law::Constant(0.0),
         _ if name.ends_with("attn.in_proj_bias") => Law::Constant(0.0),
@@ -50,6 +53,25 @@ fn law(config: &ModelConfig, name: &str, shape: &[usize]) -> Law {
         _ if name.ends_with(".bias") => torch_default(bias_fan_in(config, name)),
         _ if name.starts_with("visual.") => image_matrix(name, shape),
         _ => text_matrix(config, name),
+    }
+}
+
+fn is_resnet(name: &str) -> bool {
+    ["visual.bn", "visual.layer", "visual.attnpool."].iter().any(|part| name.starts_with(part))
+}
+
+/// What a ResNet has besides convolutions. The last norm of each block begins at zero, so that the block
+/// begins as its shortcut.
+fn resnet_vector_or_pool(name: &str, pooled_std: f64) -> Law {
+    match name {
+        _ if name.starts_with("visual.attnpool.") && name.ends_with(".bias") => {
+            // PyTorch's linear layer: the bound is that of the weight, 1 / sqrt(inputs).
+            Law::Uniform(pooled_std)
+        }
+        _ if name.starts_with("visual.attnpool.") => Law::Normal(pooled_std),
+        _ if name.starts_with("visual.layer") && name.ends_with("bn3.weight") => Law::Constant(0.0),
+        _ if name.ends_with(".weight") => Law::Constant(1.0),
+        _ => Law::Constant(0.0),
     }
 }
 
@@ -136,7 +158,16 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, Layers};
+
+    fn transformer() -> ModelConfig {
+        let json = r#"{
+            "embed_dim": 192,
+            "vision_cfg": {"image_size": 64, "layers": 4, "width": 192, "head_width": 32, "patch_size": 16},
+            "text_cfg": {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 3}
+        }"#;
+        Config::from_json(json, "a test").expect("a valid config").model
+    }
 
     fn moments(data: &[f32]) -> (f64, f64) {
         let n = data.len() as f64;
@@ -147,7 +178,7 @@ mod tests {
 
     #[test]
     fn standard_deviations_are_those_of_open_clip() {
-        let config = Config::preset("draw-mini").expect("a preset").model;
+        let config = transformer();
         let weights = init(&config, 3);
         let (w, l) = (config.text_cfg.width as f64, config.text_cfg.layers as f64);
         let (vision, mlp) = (config.vision_cfg.width as f64, config.vision_cfg.mlp_width() as f64);
@@ -174,10 +205,43 @@ mod tests {
     }
 
     #[test]
+    fn a_resnet_begins_as_open_clips() {
+        let json = r#"{
+            "embed_dim": 192,
+            "vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 16, "patch_size": null},
+            "text_cfg": {"context_length": 32, "vocab_size": 514, "width": 32, "heads": 4, "layers": 1}
+        }"#;
+        let config = Config::from_json(json, "a test").expect("a valid config").model;
+        let weights = init(&config, 3);
+        let (pooled, uniform) = (512.0_f64, |fan_in: f64| (1.0 / (3.0 * fan_in)).sqrt());
+        let cases = [
+            ("visual.conv3.weight", uniform(8.0 * 9.0)),
+            ("visual.layer4.0.conv1.weight", uniform(256.0)),
+            ("visual.layer4.0.downsample.0.weight", uniform(256.0)),
+            ("visual.attnpool.positional_embedding", pooled.powf(-0.5)),
+            ("visual.attnpool.k_proj.weight", pooled.powf(-0.5)),
+            ("visual.attnpool.c_proj.weight", pooled.powf(-0.5)),
+            ("visual.attnpool.q_proj.bias", uniform(pooled)),
+        ];
+        for (name, std) in cases {
+            let found = moments(&weights.get(name).expect(name).data).1;
+            assert!((found / std - 1.0).abs() < 0.05, "{name}: {found} for {std}");
+        }
+        let all = |name: &str, value: f32| {
+            weights.get(name).expect(name).data.iter().all(|&found| found == value)
+        };
+        assert!(all("visual.layer2.1.bn3.weight", 0.0) && all("visual.layer2.1.bn2.weight", 1.0));
+        assert!(all("visual.bn3.weight", 1.0) && all("visual.bn1.bias", 0.0));
+        assert!(all("visual.layer2.0.downsample.1.running_var", 1.0));
+        assert!(all("visual.layer2.0.downsample.1.running_mean", 0.0));
+        assert!(weights.differences(&config).is_empty());
+    }
+
+    #[test]
     fn a_tensor_depends_on_seed_and_name_only() {
-        let config = Config::preset("draw-mini").expect("a preset").model;
+        let config = transformer();
         let mut deeper = config.clone();
-        deeper.vision_cfg.layers += 1;
+        deeper.vision_cfg.layers = Layers::Blocks(deeper.vision_cfg.layers.blocks() + 1);
         let (a, b, other) = (init(&config, 1), init(&deeper, 1), init(&config, 2));
         assert_eq!(a.get("visual.proj"), b.get("visual.proj"));
         assert_ne!(a.get("visual.proj"), other.get("visual.proj"));

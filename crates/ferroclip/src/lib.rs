@@ -59,6 +59,7 @@ mod image_encoder;
 mod init;
 mod model_dir;
 mod param;
+mod parameter_shapes;
 mod text_encoder;
 pub mod tokenizer;
 mod towers;
@@ -67,7 +68,7 @@ mod zero_shot;
 pub use checkpoint::FloatFormat;
 pub use clip::Clip;
 pub use config::{
-    Cleaning, Config, ImagePool, ModelConfig, NormConfig, Sides, TextConfig, TextPool,
+    Cleaning, Config, ImagePool, Layers, ModelConfig, NormConfig, Sides, TextConfig, TextPool,
     TokenizerConfig, VisionConfig,
 };
 pub use embed_options::{EmbedOptions, Features};
@@ -78,8 +79,8 @@ pub use image::Picture;
 pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 pub use init::init;
 pub use model_dir::ModelFiles;
-pub use param::{ParamTensor, Params, WeightTensor, Weights};
+pub use param::{ParamTensor, Params, WeightTensor, Weights, is_buffer};
 pub use text_encoder::TextEncoder;
 pub use tokenizer::Tokenizer;
-pub use towers::{ImageTower, TextTower};
+pub use towers::{BatchStatistics, ImageTower, TextTower};
 pub use zero_shot::{Classifier, Score, Scoring, check_templates};

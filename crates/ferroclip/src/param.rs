@@ -98,9 +98,10 @@ impl Weights {
         self.0.is_empty()
     }
 
-    /// Number of elements of all tensors.
-    pub fn n_elements(&self) -> usize {
-        self.0.values().map(|tensor| tensor.data.len()).sum()
+    /// Number of elements that are trained: all but the running statistics of batch norms.
+    pub fn n_parameters(&self) -> usize {
+        let trained = self.0.iter().filter(|(name, _)| !is_buffer(name));
+        trained.map(|(_, tensor)| tensor.data.len()).sum()
     }
 
     /// How names and shapes differ from those that the config asks for.
@@ -158,8 +159,13 @@ pub(crate) fn differences<'a>(
     differences
 }
 
+/// Whether a tensor of this name is not trained: the running statistics of batch norms.
+pub fn is_buffer(name: &str) -> bool {
+    name.ends_with(".running_mean") || name.ends_with(".running_var")
+}
+
 /// A parameter on a device. The towers need no more than two dimensions: the patch convolution is
-/// kept as the matrix `[width, 3 * patch height * patch width]`, `logit_scale` as `[1]`. The
+/// kept as the matrix `[width, 3 * patch height * patch width]`, other convolutions likewise, `logit_scale` as `[1]`. The
 /// elements are in the order of the checkpoint.
 #[derive(Clone, Debug)]
 pub enum ParamTensor {
@@ -170,10 +176,10 @@ pub enum ParamTensor {
 }
 
 impl ParamTensor {
-    fn new(tensor: &WeightTensor, device: &Device) -> Self {
+    fn new(name: &str, tensor: &WeightTensor, device: &Device) -> Self {
         let n = tensor.data.len();
         let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
-        let track = device.is_autodiff();
+        let track = device.is_autodiff() && !is_buffer(name);
         if tensor.shape.len() <= 1 {
             let data = TensorData::new(tensor.data.clone(), [n]);
             let x = Tensor::<1>::from_data(data, device);
@@ -214,10 +220,11 @@ pub struct Params {
 }
 
 impl Params {
-    /// Copies the weights to a device. On an autodiff device every tensor requires its gradient.
+    /// Copies the weights to a device. On an autodiff device every tensor but the running statistics
+    /// of batch norms requires its gradient.
     pub fn new(weights: &Weights, device: &Device) -> Self {
         let tensors = weights.iter();
-        let tensors = tensors.map(|(name, w)| (name.clone(), ParamTensor::new(w, device)));
+        let tensors = tensors.map(|(name, w)| (name.clone(), ParamTensor::new(name, w, device)));
         Params { tensors: tensors.collect(), device: device.clone() }
     }
 
@@ -229,6 +236,11 @@ impl Params {
     /// Names and tensors, in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &ParamTensor)> {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
 
     /// The vector of this name.

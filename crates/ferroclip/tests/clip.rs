@@ -9,7 +9,7 @@ use ferroclip::{
 /// A small model that nobody trained, far from ties.
 fn model() -> Clip {
     let mut config = Config::preset("draw-mini").expect("a preset");
-    config.model.vision_cfg.layers = 1;
+    config.model.vision_cfg.layers = ferroclip::Layers::Stages([1; 4]);
     config.model.text_cfg.layers = 1;
     let weights = init(&config.model, 7);
     let tokenizer = config.new_tokenizer().expect("a tokenizer");
@@ -71,8 +71,8 @@ fn features_before_the_projection_are_not_normalised() {
     let pixels = clip.preprocess(&pictures[1], &EmbedOptions::default()).expect("a tensor");
     let tower = clip.image_tower();
     let cases = [
-        (Features::Pooled, vision.width, tower.pooled(&pixels, 1)),
-        (Features::Patches, vision.grid_cells() * vision.width, tower.patches(&pixels, 1)),
+        (Features::Pooled, vision.pooled_width(), tower.pooled(&pixels, 1)),
+        (Features::Patches, vision.grid_cells() * vision.pooled_width(), tower.patches(&pixels, 1)),
     ];
     for (features, dim, expected) in cases {
         let options = EmbedOptions { features, ..EmbedOptions::default() };

@@ -199,6 +199,22 @@ fn faults_of_the_config_are_named() {
             r#""layers": 999999999, "width": 8, "head"#,
             "layers",
         ),
+        (
+            r#""layers": 1, "width": 8, "head"#,
+            r#""layers": [1, 1, 1, 1], "width": 8, "head"#,
+            "`vision_cfg.image_size`: 16, expected 32 to",
+        ),
+        (
+            r#""image_size": 16, "layers": 1, "width": 8"#,
+            r#""image_size": 64, "layers": [1, 0, 1, 1], "width": 8"#,
+            "a ResNet has blocks in each stage",
+        ),
+        (
+            r#""image_size": 16, "layers": 1, "width": 8"#,
+            r#""image_size": 64, "no_ln_pre": true, "layers": [1, 1, 1, 1], "width": 8"#,
+            "`vision_cfg.no_ln_pre` has no meaning for a ResNet",
+        ),
+        (r#""patch_size": 8"#, r#""patch_size": null"#, "`vision_cfg.patch_size`: null"),
         (r#""std": [0.5, 0.5, 0.5]"#, r#""std": [0.5, 0, 0.5]"#, "`preprocess_cfg`"),
         (r#""mean""#, r#""size": 99, "mean""#, "`preprocess_cfg.size`: [99, 99]"),
         (
@@ -251,11 +267,19 @@ fn presets_are_read_and_written_again() {
         assert_eq!(config.model.quick_gelu, name.ends_with("-quickgelu"), "{name}");
     }
     // Parameters as open_clip counts them.
-    for (name, n) in
-        [("ViT-B-32", 151_277_313), ("ViT-L-14-336", 427_944_193), ("ViT-H-14", 986_109_441)]
-    {
+    let counts = [
+        ("ViT-B-32", 151_277_313),
+        ("ViT-L-14-336", 427_944_193),
+        ("ViT-H-14", 986_109_441),
+        ("RN50", 102_007_137),
+        ("RN101", 119_688_033),
+        ("RN50x4", 178_300_601),
+        ("RN50x64", 623_258_305),
+    ];
+    for (name, n) in counts {
         let shapes = Config::preset(name).expect(name).model.parameter_shapes();
-        let count: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
+        let trained = shapes.iter().filter(|(name, _)| !ferroclip::is_buffer(name));
+        let count: usize = trained.map(|(_, shape)| shape.iter().product::<usize>()).sum();
         assert_eq!(count, n, "{name}");
     }
 }

@@ -9,8 +9,14 @@ use ferroclip::{Config, ImageTower, Params, TextTower, Weights, init};
 use ferroclip_ops::unit_rows;
 use safetensors::{Dtype, SafeTensors};
 
+/// Vision Transformers.
 const VARIANTS: [&str; 6] =
     ["base", "gelu-head20", "avgpool", "no-ln-pre", "patch14-odd", "non-square"];
+const RESNET: &str = "resnet";
+
+fn all_variants() -> impl Iterator<Item = &'static str> {
+    VARIANTS.into_iter().chain([RESNET])
+}
 
 /// Unit embeddings: the bound of the design. PyTorch's own f32 noise is below 1e-6.
 const UNIT_TOLERANCE: f32 = 1e-5;
@@ -82,7 +88,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 fn check_against_open_clip(device: &Device) {
-    for variant in VARIANTS {
+    for variant in all_variants() {
         let case = Case::new(variant, device);
         let (pixels, n) = case.images();
         let image = case.image.forward(pixels, n);
@@ -109,7 +115,7 @@ fn embeddings_are_open_clips() {
 
 #[test]
 fn features_before_the_projection_are_open_clips() {
-    for variant in VARIANTS {
+    for variant in all_variants() {
         let case = Case::new(variant, &Device::flex());
         let (pixels, n) = case.images();
         let found = [
@@ -136,7 +142,7 @@ fn embeddings_are_open_clips_with_autodiff_on() {
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for variant in VARIANTS {
+    for variant in all_variants() {
         let case = Case::new(variant, &Device::flex());
         let (pixels, n) = case.images();
         let together = numbers(case.image.forward(pixels, n));
@@ -179,10 +185,8 @@ fn keeping_all_patches_changes_nothing_and_their_order_hardly() {
 
 #[test]
 fn one_tower_serves_several_backward_passes() {
-    let config = Config::preset("draw-mini").expect("a preset").model;
-    let mut small = config;
-    small.vision_cfg.layers = 2;
-    small.text_cfg.layers = 2;
+    let json = std::fs::read_to_string(folder("base").join("open_clip_config.json"));
+    let small = Config::from_json(&json.expect("a config"), "base").expect("a valid config").model;
     let params = Params::new(&init(&small, 5), &Device::flex().autodiff());
     let (image, text) = (ImageTower::new(&small, &params), TextTower::new(&small, &params));
     let pixels: Vec<f32> = (0..small.vision_cfg.image_len()).map(|i| (i as f32).sin()).collect();

@@ -9,6 +9,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::model::{BUILTIN, ModelArgs};
 use crate::output;
+use ferroclip::is_buffer;
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -27,7 +28,8 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
     let clip = args.model.open()?;
     let config = clip.config();
     let mut counts = Counts::default();
-    for (name, shape) in config.model.parameter_shapes() {
+    let shapes = config.model.parameter_shapes().into_iter();
+    for (name, shape) in shapes.filter(|(name, _)| !is_buffer(name)) {
         let n: usize = shape.iter().product();
         match name.starts_with("visual.") {
             true => counts.image += n,

@@ -6,21 +6,24 @@
 //! So each element of C is the same chain of multiply-adds over k whatever m, n and the number of
 //! threads are: a row's result does not depend on its neighbours, bit for bit.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod pack;
 mod tile;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use rayon::prelude::*;
 
 use crate::Isa;
-use pack::{pack_a, pack_b};
-use tile::Block;
+use pack::pack_a;
+pub(crate) use pack::{interleave, pack_b};
+pub(crate) use tile::Block;
 
 /// Columns of a packed panel of B.
-const NR: usize = 32;
+pub(crate) const NR: usize = 32;
 /// Rows of a packed panel of A, one value for all instruction sets.
-const MR: usize = 12;
+pub(crate) const MR: usize = 12;
 /// Depth of a block of k: a panel of B (`KC * NR` floats, 32 KiB) stays in the first-level cache.
 const KC: usize = 256;
 /// Rows that one task packs and multiplies: `MC * KC` floats, 144 KiB, stay in the second level.
@@ -112,8 +115,7 @@ pub fn gemm(
         c.par_chunks_mut(chunk * ldc).enumerate().for_each_init(Vec::new, |buffer, (t, c)| {
             let rows = chunk.min(m - t * chunk);
             let block = Block { isa, rows, n, depth, ldc, add };
-            pack_a(isa, a, t * chunk, rows, k0, depth, buffer);
-            block.multiply(buffer, panels, c);
+            multiply(&block, a, [t * chunk, k0], panels, c, buffer);
         });
     }
 }
@@ -145,11 +147,34 @@ pub fn gemm_serial(
         }
         for i0 in (0..m).step_by(MC) {
             let rows = MC.min(m - i0);
-            pack_a(isa, a, i0, rows, k0, depth, &mut scratch.a);
             let block = Block { isa, rows, n, depth, ldc, add: accumulate || k0 > 0 };
-            block.multiply(&scratch.a, &scratch.b, &mut c[i0 * ldc..]);
+            multiply(&block, a, [i0, k0], &scratch.b, &mut c[i0 * ldc..], &mut scratch.a);
         }
     }
+}
+
+/// The block of C whose rows of A begin at (`i0`, `k0`). Rows that lie in one piece are packed only for the
+/// sets whose kernel wants it.
+fn multiply<'a>(
+    block: &Block,
+    a: Matrix<'a>,
+    [i0, k0]: [usize; 2],
+    panels: &[f32],
+    c: &mut [f32],
+    buffer: &mut Vec<f32>,
+) {
+    let (rows, depth) = (block.rows, block.depth);
+    if a.col != 1 || !block.takes_rows() {
+        pack_a(block.isa, a, i0, rows, k0, depth, buffer);
+        return block.multiply(buffer, panels, c);
+    }
+    let row = |i: usize| -> &'a [f32] { &a.data[(i0 + i) * a.row + k0..][..depth] };
+    let rows_of = |first: usize, pieces: &mut Vec<[&'a [f32]; MR]>| {
+        let last = rows - 1;
+        // Those beyond the last are not read.
+        pieces.push(std::array::from_fn(|r| row((first + r).min(last))));
+    };
+    block.multiply_rows(depth, rows_of, panels, c, buffer);
 }
 
 fn check([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: &[f32], ldc: usize) {

@@ -5,7 +5,7 @@ use crate::Isa;
 use crate::isa::Level;
 
 /// Columns `j0..j0 + NR` of rows `k0..k0 + depth` of B, as `[depth][NR]`, zeros beyond column n.
-pub(super) fn pack_b(
+pub(crate) fn pack_b(
     isa: Isa,
     b: Matrix,
     k0: usize,
@@ -62,7 +62,13 @@ fn pack<const W: usize>(
                 rest.fill(0.0);
             }
         }
-        (_, 1) => interleave::<W>(isa, data, across, held, depth, panel),
+        (_, 1) => {
+            let rows: [&[f32]; W] = std::array::from_fn(|r| match r < held {
+                true => &data[r * across..][..depth],
+                false => &[],
+            });
+            interleave::<W>(isa, &rows, depth, panel);
+        }
         _ => {
             for (p, out) in places {
                 for (r, out) in out.iter_mut().enumerate() {
@@ -73,40 +79,37 @@ fn pack<const W: usize>(
     }
 }
 
-/// [`pack`] of rows that lie `stride` apart: a transpose.
-fn interleave<const W: usize>(
+/// `panel[p * W + r] = rows[r][p]` for `p < depth`, 0 where a row is empty: a transpose.
+pub(crate) fn interleave<const W: usize>(
     isa: Isa,
-    rows: &[f32],
-    stride: usize,
-    held: usize,
+    rows: &[&[f32]; W],
     depth: usize,
     panel: &mut [f32],
 ) {
-    assert!((held - 1) * stride + depth <= rows.len() && depth * W <= panel.len());
+    assert!(rows.iter().all(|row| row.is_empty() || row.len() >= depth));
+    assert!(depth * W <= panel.len());
     #[cfg(target_arch = "x86_64")]
     if let Level::Avx512 = isa.0 {
-        for r0 in (0..W).step_by(16) {
-            let (held, width) = (held.saturating_sub(r0).min(16), (W - r0).min(16));
-            // SAFETY: the `Isa` value proves the features; the assertion above covers all that
-            // is read and written.
-            unsafe {
-                let rows = rows.as_ptr().wrapping_add(r0 * stride);
-                super::x86::interleave(
-                    rows,
-                    stride,
-                    held,
-                    depth,
-                    panel.as_mut_ptr().add(r0),
-                    W,
-                    width,
-                );
-            }
+        for (i, rows) in rows.chunks(16).enumerate() {
+            // SAFETY: the `Isa` value proves the features; the assertions above cover all that is
+            // read and written.
+            unsafe { super::avx512::interleave(rows, depth, panel.as_mut_ptr().add(16 * i), W) };
         }
         return;
     }
-    for r in 0..W {
+    #[cfg(target_arch = "x86_64")]
+    if let Level::Avx2 = isa.0 {
+        for (i, rows) in rows.chunks(8).enumerate() {
+            // SAFETY: as above.
+            unsafe { super::avx2::interleave(rows, depth, panel.as_mut_ptr().add(8 * i), W) };
+        }
+        return;
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
+    for (r, row) in rows.iter().enumerate() {
         for p in 0..depth {
-            panel[p * W + r] = if r < held { rows[r * stride + p] } else { 0.0 };
+            panel[p * W + r] = row.get(p).copied().unwrap_or(0.0);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::samples::TrainSet;
 pub fn dry_run(config: &TrainConfig, stop: &AtomicBool) -> Result<DryRun, TrainError> {
     in_pool(config, || {
         let data = TrainSet::open(config)?;
-        let files = model::start(&config.model, config.run.seed)?;
+        let files = model::start(config)?;
         let mut state = fresh_state(config, &files, &data);
         let steps = total_steps(config, data.plan.epoch_len());
         let mut stream = data.stream(config, &files.config, &files.tokenizer, data.plan.start())?;
@@ -34,7 +34,7 @@ pub fn dry_run(config: &TrainConfig, stop: &AtomicBool) -> Result<DryRun, TrainE
             state.progress.step += 1;
             seconds = began.elapsed().as_secs_f64();
         }
-        let parameters = state.weights.n_elements();
+        let parameters = state.weights.n_parameters();
         let copies = 4 + u64::from(config.run.ema > 0.0);
         Ok(DryRun {
             parameters,

@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
             );
             return Err(TrainError::config("the training file", reason));
         }
-        let files = model::start(&config.model, config.run.seed)?;
+        let files = model::start(config)?;
         let fresh = fresh_state(config, &files, &data);
         let (state, saved) = match start {
             Start::New => {
@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
             step: first,
             steps,
             epoch_len: self.data.plan.epoch_len(),
-            parameters: self.state.weights.n_elements(),
+            parameters: self.state.weights.n_parameters(),
         });
         let cursor = self.state.progress.cursor;
         let mut stream =

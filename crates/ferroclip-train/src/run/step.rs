@@ -2,13 +2,14 @@
 
 use std::sync::atomic::AtomicBool;
 
-use ferroclip::{ModelConfig, ModelFiles, Weights};
+use ferroclip::{ModelConfig, ModelFiles, Weights, is_buffer};
 
 use crate::checkpoint::{Progress, RunState};
 use crate::config::{OptimizerSection, TrainConfig};
 use crate::error::TrainError;
 use crate::gradient::{Batch, BatchOptions, batch_gradient};
 use crate::optimizer::{AdamW, Decay, Named, average, clamp_logit_scale, clip, global_norm};
+use crate::running_statistics::track;
 use crate::samples::TrainSet;
 
 /// Steps of a run: whole batches of all visits.
@@ -44,8 +45,11 @@ pub(super) fn step(
     stop: &AtomicBool,
 ) -> Result<Option<StepResult>, TrainError> {
     let (run, optimizer) = (&config.run, &config.optimizer);
-    let options =
-        BatchOptions { micro_batch: config.micro_batch(), multi_positive: run.multi_positive };
+    let options = BatchOptions {
+        micro_batch: config.micro_batch(),
+        multi_positive: run.multi_positive,
+        batch_statistics: config.batch_statistics(&files.config.model),
+    };
     let found = batch_gradient(&files.config.model, &state.weights, batch, options, stop);
     let Some(mut found) = found else { return Ok(None) };
 
@@ -61,6 +65,7 @@ pub(super) fn step(
     }
     let lr = optimizer.schedule.rate(optimizer.lr, optimizer.warmup_steps, done, steps);
     update(&mut state.weights, &mut state.adam, &found.gradients, lr, optimizer.decay);
+    track(&mut state.weights, &found.statistics);
     if let Some(averages) = &mut state.average {
         for ((_, a), (_, w)) in averages.iter_mut().zip(state.weights.iter()) {
             average(&mut a.data, &w.data, run.ema, done);
@@ -69,10 +74,10 @@ pub(super) fn step(
     Ok(Some(StepResult { loss: found.loss, lr, grad_norm }))
 }
 
-/// AdamW on every tensor, then the bounds of `logit_scale`.
+/// AdamW on every tensor that is trained, then the bounds of `logit_scale`.
 fn update(weights: &mut Weights, adam: &mut AdamW, gradients: &Named, lr: f64, decay: Decay) {
     adam.begin_step();
-    for (name, tensor) in weights.iter_mut() {
+    for (name, tensor) in weights.iter_mut().filter(|(name, _)| !is_buffer(name)) {
         let decays = decay.applies(name, tensor.shape.len());
         adam.update(name, &mut tensor.data, &gradients[name], lr, decays);
     }
@@ -105,7 +110,11 @@ impl StepBench {
     /// # Panics
     /// As [`batch_gradient`].
     pub fn step(&mut self, batch: &Batch, stop: &AtomicBool) -> Option<f64> {
-        let options = BatchOptions { micro_batch: batch.texts.len(), multi_positive: true };
+        let options = BatchOptions {
+            micro_batch: batch.texts.len(),
+            multi_positive: true,
+            batch_statistics: true,
+        };
         let found = batch_gradient(&self.config, &self.weights, batch, options, stop)?;
         let OptimizerSection { lr, decay, .. } = self.optimizer;
         update(&mut self.weights, &mut self.adam, &found.gradients, lr, decay);

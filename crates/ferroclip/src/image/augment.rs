@@ -7,8 +7,12 @@
 //! Without rotation, translation, zoom and shear the rectangle goes through the resize of the
 //! evaluation pipeline, in the picture's own pixel format. With them the whole mapping is one: each
 //! output pixel averages bilinear samples of the source over the area it covers, after the source
-//! was shrunk where it is much larger. Both work on premultiplied alpha. Where no background is
-//! drawn, alpha is dropped, as it is in evaluation, and what lies outside of the picture is black.
+//! was shrunk where it is much larger. Both work on premultiplied alpha. What lies outside of the
+//! picture is black.
+//!
+//! Where no background is drawn, alpha is dropped, as it is in evaluation: at the end, so that what is
+//! transparent is black; but at once, so that the colours hidden there show, where evaluation would not
+//! have to resize the picture and would show them too.
 //!
 //! All randomness comes from the generator given, so equal generators give equal pictures.
 
@@ -146,6 +150,13 @@ impl Augment {
         let affine = self.draw_affine(size, rng);
         let flip = chance(self.flip_prob, rng);
         let background = self.draw_background(picture.has_alpha(), rng);
+        let shows_hidden = picture.has_alpha()
+            && background.is_none()
+            && picture.width().min(picture.height()) == height.min(width);
+        let picture = match shows_hidden {
+            true => &picture.without_alpha(),
+            false => picture,
+        };
 
         let filter = Filter::from(interpolation);
         let mut pixels = match affine {

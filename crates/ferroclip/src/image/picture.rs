@@ -194,6 +194,15 @@ impl Picture {
         }
     }
 
+    /// The picture with the colours that lie hidden behind its transparent parts, as PIL's
+    /// `convert("RGB")` shows them.
+    pub(super) fn without_alpha(&self) -> Picture {
+        Picture {
+            orientation: self.orientation,
+            ..Picture::from_rgb8(self.width, self.height, self.to_rgb(&self.pixels))
+        }
+    }
+
     /// The picture with all its transparency as an alpha channel.
     pub(super) fn to_rgba(&self) -> Picture {
         let pixels = match self.mode {

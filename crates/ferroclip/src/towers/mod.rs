@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! image   patches -> rows, class row, positions -> [ln_pre] -> blocks -> ln_post, pool -> proj
+//!         or, where `layers` are those of four stages, OpenAI's ResNet (`resnet.rs`)
 //! text    ids up to the end of text -> rows, positions -> blocks -> ln_final -> text_projection
 //! ```
 //!
@@ -16,7 +17,11 @@
 
 mod block;
 mod image;
+mod resnet;
 mod text;
+mod unfold;
+mod vit;
 
 pub use image::ImageTower;
+pub use resnet::BatchStatistics;
 pub use text::TextTower;

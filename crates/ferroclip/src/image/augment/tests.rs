@@ -262,3 +262,21 @@ fn settings_are_strict() {
         assert!(error.contains(field), "{text}: {error}");
     }
 }
+
+/// What evaluation shows of a picture: hidden colours as they are where it has the model's size, black where
+/// it must be resized.
+#[test]
+fn hidden_colours_show_where_evaluation_shows_them() {
+    let hidden = Picture::from_rgba8(8, 8, [200, 100, 50, 0].repeat(64));
+    let middle = |augment: &Augment, side: usize| {
+        let pixels = view(augment, &hidden, [side, side], 3).pixels;
+        pixels[(side / 2 * side + side / 2) * 3..][..3].to_vec()
+    };
+    let turned = Augment { rotate_degrees: 20.0, ..Augment::default() };
+    for augment in [Augment::default(), turned.clone()] {
+        assert_eq!(middle(&augment, 8), [200, 100, 50]);
+        assert_eq!(middle(&augment, 4), [0, 0, 0]);
+    }
+    let behind = Augment { background_prob: 1.0, ..turned };
+    assert_ne!(middle(&behind, 8), [200, 100, 50]);
+}

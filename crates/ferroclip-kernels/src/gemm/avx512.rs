@@ -1,24 +1,9 @@
-//! The x86-64 parts of the product: the tile of C in registers, and the transpose for packing.
+//! The product with AVX-512: the tile of C in registers, and the transpose for packing.
 
-use super::tile::portable;
-use super::{MR, NR};
-use crate::isa::Fused;
 use std::arch::x86_64::*;
 
-/// 6 x 16 sub-tiles: twelve accumulators of the sixteen registers.
-#[target_feature(enable = "avx2,fma")]
-pub(super) fn avx2(depth: usize, a: &[f32], b: &[f32], tile: &mut [[f32; NR]; MR]) {
-    portable::<Fused, 6, 16>(depth, a, b, tile);
-}
-
-/// What the tiles of a block have in common, and the columns of this one.
-#[derive(Clone, Copy)]
-pub(super) struct Tile {
-    pub(super) depth: usize,
-    pub(super) ldc: usize,
-    pub(super) add: bool,
-    pub(super) cols: usize,
-}
+use super::tile::Tile;
+use super::{MR, NR};
 
 /// `c = a b` or `c += a b` for a tile of `rows` rows, which stay in registers.
 ///
@@ -26,7 +11,7 @@ pub(super) struct Tile {
 /// `a` points to `depth * MR` floats, `b` to `depth * NR`, `c` to `rows` rows of `cols` that
 /// are `ldc` apart.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn avx512(tile: Tile, rows: usize, a: *const f32, b: *const f32, c: *mut f32) {
+pub(super) unsafe fn multiply(tile: Tile, rows: usize, a: *const f32, b: *const f32, c: *mut f32) {
     macro_rules! by_rows {
         ($($rows:literal)*) => {
             match (rows, tile.cols > 16) {
@@ -43,10 +28,10 @@ pub(super) unsafe fn avx512(tile: Tile, rows: usize, a: *const f32, b: *const f3
     by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-/// [`avx512`] for `R` rows and `W` registers of columns: `R * W` of the 32 registers.
+/// [`multiply`] for `R` rows and `W` registers of columns: `R * W` of the 32 registers.
 ///
 /// # Safety
-/// As [`avx512`].
+/// As [`multiply`].
 #[target_feature(enable = "avx512f")]
 unsafe fn rows_by_cols<const R: usize, const W: usize>(
     Tile { depth, ldc, add, cols }: Tile,
@@ -89,35 +74,28 @@ fn first(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
-/// `out[p * ld + r] = rows[r * stride + p]` for `r < held`, 0 from there to `width` (at most
-/// 16), by transposing 16 x 16 blocks in registers.
+/// `out[p * ld + r] = rows[r][p]` for `p < depth`, 0 where a row is empty, by transposing 16 x 16
+/// blocks in registers.
 ///
 /// # Safety
-/// `rows` points to `held` rows of `depth` floats that are `stride` apart, `out` to `depth`
-/// rows of `width` that are `ld` apart.
+/// There are at most 16 rows, each empty or of at least `depth` floats; `out` points to `depth` rows of
+/// `rows.len()` that are `ld` apart.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn interleave(
-    rows: *const f32,
-    stride: usize,
-    held: usize,
-    depth: usize,
-    out: *mut f32,
-    ld: usize,
-    width: usize,
-) {
+pub(super) unsafe fn interleave(rows: &[&[f32]], depth: usize, out: *mut f32, ld: usize) {
+    let written = first(rows.len());
     for p0 in (0..depth).step_by(16) {
         let read = first(depth - p0);
         let mut block = [_mm512_setzero_ps(); 16];
-        for (r, row) in block.iter_mut().enumerate() {
-            if r < held {
-                // SAFETY: r < held, and the mask ends with the row.
-                *row = unsafe { _mm512_maskz_loadu_ps(read, rows.add(r * stride + p0)) };
+        for (row, from) in block.iter_mut().zip(rows) {
+            if !from.is_empty() {
+                // SAFETY: the row has `depth` floats, and the mask ends with them.
+                *row = unsafe { _mm512_maskz_loadu_ps(read, from.as_ptr().add(p0)) };
             }
         }
         let block = transpose(block);
         for (p, &row) in block.iter().enumerate().take(depth - p0) {
-            // SAFETY: p0 + p < depth, and the mask ends with the width.
-            unsafe { _mm512_mask_storeu_ps(out.add((p0 + p) * ld), first(width), row) };
+            // SAFETY: p0 + p < depth, and the mask ends with the rows.
+            unsafe { _mm512_mask_storeu_ps(out.add((p0 + p) * ld), written, row) };
         }
     }
 }

@@ -1,0 +1,124 @@
+//! Name and shape of every tensor of a model, in open_clip's names and layouts.
+
+use std::collections::BTreeMap;
+
+use crate::config::{ModelConfig, TextConfig, VisionConfig};
+
+/// Channels that leave a bottleneck, for each channel inside.
+const EXPANSION: usize = 4;
+
+/// Shapes by name.
+struct Shapes(BTreeMap<String, Vec<usize>>);
+
+impl ModelConfig {
+    /// Name and shape of every tensor of the model, in open_clip's names and layouts: parameters, and
+    /// the running statistics of batch norms.
+    pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let mut shapes = Shapes(BTreeMap::new());
+        shapes.add("logit_scale", &[]);
+        match self.vision_cfg.layers.stages() {
+            None => shapes.transformer(&self.vision_cfg, self.embed_dim),
+            Some(stages) => shapes.resnet(&self.vision_cfg, stages, self.embed_dim),
+        }
+        shapes.text(&self.text_cfg, self.embed_dim);
+        shapes.0
+    }
+}
+
+impl Shapes {
+    fn add(&mut self, name: &str, shape: &[usize]) {
+        self.0.insert(name.to_owned(), shape.to_vec());
+    }
+
+    fn text(&mut self, text: &TextConfig, embed_dim: usize) {
+        self.add("token_embedding.weight", &[text.vocab_size, text.width]);
+        self.add("positional_embedding", &[text.context_length, text.width]);
+        self.add("text_projection", &[text.width, embed_dim]);
+        self.norm("ln_final", text.width);
+        for layer in 0..text.layers {
+            let block = format!("transformer.resblocks.{layer}");
+            self.block(&block, text.width, text.mlp_width());
+        }
+    }
+
+    fn transformer(&mut self, vision: &VisionConfig, embed_dim: usize) {
+        let (width, [patch_height, patch_width]) = (vision.width, vision.patch());
+        self.add("visual.class_embedding", &[width]);
+        self.add("visual.conv1.weight", &[width, 3, patch_height, patch_width]);
+        self.add("visual.positional_embedding", &[vision.grid_cells() + 1, width]);
+        self.add("visual.proj", &[width, embed_dim]);
+        self.norm("visual.ln_post", width);
+        if !vision.no_ln_pre {
+            self.norm("visual.ln_pre", width);
+        }
+        for layer in 0..vision.layers.blocks() {
+            let block = format!("visual.transformer.resblocks.{layer}");
+            self.block(&block, width, vision.mlp_width());
+        }
+    }
+
+    fn resnet(&mut self, vision: &VisionConfig, stages: [usize; 4], embed_dim: usize) {
+        let (width, half) = (vision.width, vision.width / 2);
+        for (i, [inputs, outputs]) in (1..).zip([[3, half], [half, half], [half, width]]) {
+            self.add(&format!("visual.conv{i}.weight"), &[outputs, inputs, 3, 3]);
+            self.batch_norm(&format!("visual.bn{i}"), outputs);
+        }
+        let mut inputs = width;
+        for (stage, blocks) in stages.into_iter().enumerate() {
+            let inner = width << stage;
+            for block in 0..blocks {
+                let name = format!("visual.layer{}.{block}", stage + 1);
+                self.bottleneck(&name, inputs, inner, stage > 0 && block == 0);
+                inputs = EXPANSION * inner;
+            }
+        }
+        let pooled = vision.pooled_width();
+        let pool = |name: &str| format!("visual.attnpool.{name}");
+        self.add(&pool("positional_embedding"), &[vision.grid_cells() + 1, pooled]);
+        for (name, outputs) in
+            [("q_proj", pooled), ("k_proj", pooled), ("v_proj", pooled), ("c_proj", embed_dim)]
+        {
+            self.add(&pool(&format!("{name}.weight")), &[outputs, pooled]);
+            self.add(&pool(&format!("{name}.bias")), &[outputs]);
+        }
+    }
+
+    fn bottleneck(&mut self, name: &str, inputs: usize, inner: usize, pools: bool) {
+        let outputs = EXPANSION * inner;
+        for (i, shape) in
+            (1..).zip([[inner, inputs, 1, 1], [inner, inner, 3, 3], [outputs, inner, 1, 1]])
+        {
+            self.add(&format!("{name}.conv{i}.weight"), &shape);
+            self.batch_norm(&format!("{name}.bn{i}"), shape[0]);
+        }
+        if pools || inputs != outputs {
+            self.add(&format!("{name}.downsample.0.weight"), &[outputs, inputs, 1, 1]);
+            self.batch_norm(&format!("{name}.downsample.1"), outputs);
+        }
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.add(&format!("{name}.weight"), &[width]);
+        self.add(&format!("{name}.bias"), &[width]);
+    }
+
+    fn batch_norm(&mut self, name: &str, width: usize) {
+        self.norm(name, width);
+        self.add(&format!("{name}.running_mean"), &[width]);
+        self.add(&format!("{name}.running_var"), &[width]);
+    }
+
+    fn block(&mut self, block: &str, width: usize, mlp_width: usize) {
+        let name = |name: &str| format!("{block}.{name}");
+        self.norm(&name("ln_1"), width);
+        self.norm(&name("ln_2"), width);
+        self.add(&name("attn.in_proj_weight"), &[3 * width, width]);
+        self.add(&name("attn.in_proj_bias"), &[3 * width]);
+        self.add(&name("attn.out_proj.weight"), &[width, width]);
+        self.add(&name("attn.out_proj.bias"), &[width]);
+        self.add(&name("mlp.c_fc.weight"), &[mlp_width, width]);
+        self.add(&name("mlp.c_fc.bias"), &[mlp_width]);
+        self.add(&name("mlp.c_proj.weight"), &[width, mlp_width]);
+        self.add(&name("mlp.c_proj.bias"), &[width]);
+    }
+}
