@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use ferroclip::image::DecodeLimits;
 use ferroclip::{EmbedOptions, ImageEncoder, ImageSource};
 use ferroclip_data::PICTURE_EXTENSIONS;
 use serde_json::{Value, json};
@@ -45,9 +46,15 @@ impl TextArgs {
         if let Some(source) = &self.texts {
             texts.extend(read_texts(source, self.column.as_deref())?);
         }
-        match texts.is_empty() {
-            true => Err(Error::usage("no texts").hint("give `--text TEXT` or `--texts FILE`")),
-            false => Ok(texts),
+        match (texts.is_empty(), &self.texts) {
+            (true, Some(source)) => {
+                Err(Error::input(format!("`{source}` holds no texts"))
+                    .hint("write one text per line"))
+            }
+            (true, None) => {
+                Err(Error::usage("no texts").hint("give `--text TEXT` or `--texts FILE`"))
+            }
+            (false, _) => Ok(texts),
         }
     }
 }
@@ -61,7 +68,7 @@ pub(crate) struct LabelArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) labels: Option<String>,
     /// The column or key of the labels in a `.csv` or `.jsonl`
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "labels")]
     pub(crate) column: Option<String>,
 }
 
@@ -211,6 +218,14 @@ impl Failure {
         Failure { path: path.into(), error: error.into() }
     }
 
+    /// A picture named on the command line. The library knows standard input by its number only.
+    pub(crate) fn of_picture(name: &str, error: ferroclip::Error) -> Failure {
+        match name {
+            "-" => Failure::in_data("standard input", &error),
+            _ => Failure::new(name, error),
+        }
+    }
+
     /// A picture of a data set: the library knows it by its number only.
     pub(crate) fn in_data(name: &str, error: &ferroclip::Error) -> Failure {
         let reason = match error {
@@ -333,9 +348,27 @@ fn is_picture(path: &Path) -> bool {
     PICTURE_EXTENSIONS.iter().any(|&known| extension == known)
 }
 
-/// Options of the library with our stop flag.
-pub(crate) fn embed_options(exif: bool) -> EmbedOptions<'static> {
-    EmbedOptions { exif, stop: Some(&interrupt::STOP), ..EmbedOptions::default() }
+/// How pictures are read.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PictureArgs {
+    /// Turn pictures upright by their EXIF data
+    #[arg(long)]
+    pub(crate) exif: bool,
+    /// Refuse pictures of more pixels, width times height, before they are decoded
+    #[arg(long, value_name = "N", default_value_t = DecodeLimits::default().max_pixels)]
+    pub(crate) max_pixels: u64,
+}
+
+impl PictureArgs {
+    /// Options of the library with our stop flag.
+    pub(crate) fn options(&self) -> EmbedOptions<'static> {
+        EmbedOptions {
+            exif: self.exif,
+            limits: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
+            stop: Some(&interrupt::STOP),
+            ..EmbedOptions::default()
+        }
+    }
 }
 
 /// Embeds pictures with a progress bar. Failures, also of `pictures.failures`, come back in order.
@@ -353,7 +386,7 @@ pub(crate) fn embed_pictures(
     let mut failures = pictures.failures.clone();
     for (place, error) in std::mem::take(&mut result.failures) {
         let name = &pictures.names[place];
-        failures.push(Failure::new(name, error));
+        failures.push(Failure::of_picture(name, error));
     }
     match failures.first() {
         Some(first) if result.inputs.is_empty() => {

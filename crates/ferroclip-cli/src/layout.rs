@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::atomic::write_file;
 use crate::error::{Error, Result};
+use crate::inputs::Failure;
 use crate::npy::{self, Dtype};
 use crate::parquet;
 
@@ -70,14 +71,31 @@ impl Layout {
             }
             Err(error) => return Err(Error::file("read", &path, &error)),
         };
-        match found.as_ref() == Some(settings) {
+        let found = found.unwrap_or_default();
+        let names = settings.as_object().into_iter().flat_map(|settings| settings.keys());
+        let other: Vec<&str> =
+            names.map(String::as_str).filter(|name| found[name] != settings[name]).collect();
+        match other.is_empty() {
             true => Ok(()),
             false => Err(Error::input(format!(
-                "`{}` was begun with other settings than {settings}",
-                path.display()
+                "`{}` was begun with other settings or inputs: {}",
+                path.display(),
+                other.join(", ")
             ))
-            .hint("choose another `--out`, or repeat the settings in that file")),
+            .hint("choose another `--out`, or repeat what that file says")),
         }
+    }
+
+    /// The failures of pieces that are finished, from the time when they were done.
+    pub(crate) fn earlier_failures(&self, to_do: &[Piece]) -> Result<Vec<Failure>> {
+        let text = self.read_failures(&self.failures_path())?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let done =
+            lines.filter(|line| !to_do.iter().any(|piece| line["file"] == json!(piece.number)));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let failure =
+            |line: Value| Failure::new(text(&line["path"]), Error::input(text(&line["error"])));
+        Ok(done.map(failure).collect())
     }
 
     /// The pieces of this shard that are still to do, and how many are finished. `folder` is that of
@@ -126,18 +144,24 @@ impl Layout {
         self.out.join(folder).join(format!("{folder}_{number}.{extension}"))
     }
 
-    /// Adds the failures of a piece to those of the others; an earlier try of the piece is dropped.
-    fn write_failures(&self, number: usize, failures: &[Value]) -> Result<()> {
-        let name = match self.shard {
+    fn failures_path(&self) -> PathBuf {
+        self.out.join(match self.shard {
             (_, 1) => "failures.jsonl".to_owned(),
             (shard, n_shards) => format!("failures_{}_of_{n_shards}.jsonl", shard + 1),
-        };
-        let path = self.out.join(name);
-        let old = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(Error::file("read", &path, &error)),
-        };
+        })
+    }
+
+    fn read_failures(&self, path: &Path) -> Result<String> {
+        match fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            read => read.map_err(|error| Error::file("read", path, &error)),
+        }
+    }
+
+    /// Adds the failures of a piece to those of the others; an earlier try of the piece is dropped.
+    fn write_failures(&self, number: usize, failures: &[Value]) -> Result<()> {
+        let path = self.failures_path();
+        let old = self.read_failures(&path)?;
         let of_others = |line: &&str| {
             let line: Option<Value> = serde_json::from_str(line).ok();
             line.is_some_and(|line| line["file"] != json!(number))

@@ -146,15 +146,14 @@ impl Dataset {
         &self.notices
     }
 
-    /// A digest of the names of all rows in order: saved with a run, it shows that data changed.
+    /// A digest of the names and cells of all rows in order: saved with a run, it shows that data
+    /// changed.
     pub fn fingerprint(&self) -> String {
-        let mut hasher = Sha256::new();
-        for row in 0..self.len() {
-            hasher.update(self.key(row).as_bytes());
-            hasher.update([0]);
-        }
-        let digest = hasher.finalize();
-        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        let columns = self.columns().len();
+        digest((0..self.len()).flat_map(|row| {
+            let cells = (0..columns).map(move |column| self.cell(row, column));
+            std::iter::once(self.key(row)).chain(cells)
+        }))
     }
 
     /// Reads the bytes of a row's picture. Any number of threads may read at once.
@@ -393,6 +392,16 @@ fn read_parquet_file(_: File, path: &Path, _: &[Filter]) -> Result<Table, DataEr
 #[cfg(not(feature = "parquet"))]
 fn read_parquet_bytes(_: Vec<u8>, path: &Path, _: &[Filter]) -> Result<Table, DataError> {
     Err(DataError::ParquetNotBuilt { path: path.to_owned() })
+}
+
+/// A short digest of texts in order, to notice that they are others.
+pub fn digest<T: AsRef<str>>(texts: impl IntoIterator<Item = T>) -> String {
+    let mut hasher = Sha256::new();
+    for text in texts {
+        hasher.update((text.as_ref().len() as u64).to_le_bytes());
+        hasher.update(text.as_ref().as_bytes());
+    }
+    hasher.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ mod table;
 mod tally;
 mod zip_store;
 
-pub use dataset::{Dataset, MAX_PICTURE_BYTES, Source};
+pub use dataset::{Dataset, MAX_PICTURE_BYTES, Source, digest};
 pub use error::DataError;
 pub use filter::Filter;
 pub use folder::PICTURE_EXTENSIONS;

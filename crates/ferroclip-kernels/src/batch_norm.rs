@@ -115,40 +115,15 @@ impl BatchNorm {
     /// # Panics
     /// When x, dy and dx are not whole rows, equally many.
     pub fn backward(&self, isa: Isa, x: &[f32], dy: &[f32], dx: &mut [f32]) -> [Vec<f32>; 2] {
-        let lengths = [dy.len(), dx.len()];
-        assert!(lengths == [x.len(); 2] && x.len().is_multiple_of(self.width), "x, dy and dx");
-        let (width, chunk) = (self.width, BLOCK_ROWS * self.width);
-        let blocks = x.par_chunks(chunk).zip(dy.par_chunks(chunk)).map(|(x, dy)| {
-            let (mut dz, mut dz_x) = (vec![0.0; width], vec![0.0; width]);
-            block_sums(isa, x, dy, self, &mut dz, &mut dz_x);
-            [dz, dz_x]
-        });
-        let blocks: Vec<[Vec<f32>; 2]> = blocks.collect();
-        let mut sums = [vec![0.0_f64; width], vec![0.0_f64; width]];
-        for (sum, c, value) in blocks.iter().flat_map(|block| {
-            let each =
-                |which: usize| block[which].iter().enumerate().map(move |(c, v)| (which, c, v));
-            each(0).chain(each(1))
-        }) {
-            sums[sum][c] += f64::from(*value);
-        }
-        let [dbias, dz_x] = sums;
-        let dgain: Vec<f64> =
-            dz_x.iter().zip(&self.inverse).map(|(sum, &r)| sum * f64::from(r)).collect();
-
-        let rows = (x.len() / width) as f64;
-        let per_row = |sums: &[f64]| sums.iter().map(|s| s / rows).collect::<Vec<f64>>();
-        let (a, b) = (per_row(&dbias), per_row(&dgain));
-        let reps = self.scale.len() / width;
-        let scaled = |c: usize, v: f64| (f64::from(self.scale[c]) * v) as f32;
-        let constant: Vec<f32> = (0..width).map(|c| -scaled(c, a[c])).collect();
-        let slope: Vec<f32> =
-            (0..width).map(|c| -scaled(c, b[c] * f64::from(self.inverse[c]))).collect();
-        let (constant, slope) = (constant.repeat(reps), slope.repeat(reps));
-        let chunks = dx.par_chunks_mut(chunk).zip(x.par_chunks(chunk).zip(dy.par_chunks(chunk)));
-        chunks.for_each(|(dx, (x, dy))| input_gradient(isa, x, dy, self, &constant, &slope, dx));
-        let narrow = |sums: Vec<f64>| sums.into_iter().map(|s| s as f32).collect();
-        [narrow(dgain), narrow(dbias)]
+        let [dgain, dbias] = self.sums(isa, x, dy);
+        let rows = (x.len() / self.width) as f64;
+        // dx = dz scale + constant + slope (x - mean)
+        let per_row = |c: usize, sum: f64| -f64::from(self.scale[c]) * sum / rows;
+        let constant = (0..self.width).map(|c| per_row(c, dbias[c]) as f32);
+        let inverse = |c: usize| f64::from(self.inverse[c]);
+        let slope = (0..self.width).map(|c| (per_row(c, dgain[c]) * inverse(c)) as f32);
+        self.input_gradient(isa, [x, dy], [constant.collect(), slope.collect()], dx);
+        [narrow(&dgain), narrow(&dbias)]
     }
 
     /// The gradients of gain and bias, and dx into `dx`, where the statistics are constants.
@@ -162,13 +137,50 @@ impl BatchNorm {
         dy: &[f32],
         dx: &mut [f32],
     ) -> [Vec<f32>; 2] {
-        let gradients = self.backward(isa, x, dy, dx);
-        let nothing = vec![0.0; self.scale.len()];
+        let [dgain, dbias] = self.sums(isa, x, dy);
+        let nothing = || vec![0.0; self.width];
+        self.input_gradient(isa, [x, dy], [nothing(), nothing()], dx);
+        [narrow(&dgain), narrow(&dbias)]
+    }
+
+    /// dgain and dbias.
+    fn sums(&self, isa: Isa, x: &[f32], dy: &[f32]) -> [Vec<f64>; 2] {
+        assert!(x.len() == dy.len() && x.len().is_multiple_of(self.width), "x and dy");
+        let (width, chunk) = (self.width, BLOCK_ROWS * self.width);
+        let blocks = x.par_chunks(chunk).zip(dy.par_chunks(chunk)).map(|(x, dy)| {
+            let (mut dz, mut dz_x) = (vec![0.0; width], vec![0.0; width]);
+            block_sums(isa, x, dy, self, &mut dz, &mut dz_x);
+            (dz, dz_x)
+        });
+        let blocks: Vec<(Vec<f32>, Vec<f32>)> = blocks.collect();
+        let (mut dgain, mut dbias) = (vec![0.0_f64; width], vec![0.0_f64; width]);
+        for (dz, dz_x) in &blocks {
+            for c in 0..width {
+                dbias[c] += f64::from(dz[c]);
+                dgain[c] += f64::from(dz_x[c]) * f64::from(self.inverse[c]);
+            }
+        }
+        [dgain, dbias]
+    }
+
+    fn input_gradient(
+        &self,
+        isa: Isa,
+        [x, dy]: [&[f32]; 2],
+        [constant, slope]: [Vec<f32>; 2],
+        dx: &mut [f32],
+    ) {
+        assert_eq!(dx.len(), x.len(), "x and dx");
+        let repeats = self.scale.len() / self.width;
+        let (constant, slope) = (constant.repeat(repeats), slope.repeat(repeats));
         let chunk = BLOCK_ROWS * self.width;
         let chunks = dx.par_chunks_mut(chunk).zip(x.par_chunks(chunk).zip(dy.par_chunks(chunk)));
-        chunks.for_each(|(dx, (x, dy))| input_gradient(isa, x, dy, self, &nothing, &nothing, dx));
-        gradients
+        chunks.for_each(|(dx, (x, dy))| input_gradient(isa, x, dy, self, &constant, &slope, dx));
     }
+}
+
+fn narrow(sums: &[f64]) -> Vec<f32> {
+    sums.iter().map(|&sum| sum as f32).collect()
 }
 
 #[inline(always)]

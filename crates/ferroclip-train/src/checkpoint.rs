@@ -15,14 +15,14 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use ferroclip::image::ImagePipeline;
-use ferroclip::{FloatFormat, ModelConfig, WeightTensor, Weights, write_atomically};
+use ferroclip::{Config, FloatFormat, ModelConfig, WeightTensor, Weights, write_atomically};
 use ferroclip_data::{Cursor, Tally};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TrainError;
 use crate::optimizer::{AdamW, Constants, Named};
 
-const PREFIX: &str = "checkpoint-";
+pub(crate) const PREFIX: &str = "checkpoint-";
 const TEMPORARY: &str = ".unfinished-";
 const REPLACED: &str = ".replaced-";
 const WEIGHTS: &str = "weights.safetensors";
@@ -31,7 +31,7 @@ const SECOND: &str = "moment2.safetensors";
 const AVERAGE: &str = "ema.safetensors";
 const STATE: &str = "state.json";
 /// The format that this version writes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The largest `state.json`.
 const MAX_STATE_BYTES: u64 = 16 << 20;
 
@@ -60,6 +60,8 @@ pub(crate) struct Progress {
     pub(crate) data: Vec<String>,
     /// The model's image pipeline, to notice another one.
     pub(crate) preprocess: ImagePipeline,
+    /// The model's architecture, likewise.
+    model: ModelConfig,
 }
 
 /// The best validation score.
@@ -73,7 +75,7 @@ pub struct Best {
 }
 
 impl Progress {
-    pub(crate) fn new(cursor: Cursor, data: Vec<String>, preprocess: ImagePipeline) -> Progress {
+    pub(crate) fn new(cursor: Cursor, data: Vec<String>, model: &Config) -> Progress {
         Progress {
             version: VERSION,
             step: 0,
@@ -85,7 +87,8 @@ impl Progress {
             seconds: 0.0,
             best: None,
             data,
-            preprocess,
+            preprocess: model.preprocess.clone(),
+            model: model.model.clone(),
         }
     }
 }
@@ -259,6 +262,10 @@ pub(crate) fn load(
             "`{STATE}` is of version {}, step {}",
             progress.version, progress.step
         )));
+    }
+    if progress.model != *model {
+        let differences = "the architecture of `model.config`".to_owned();
+        return Err(TrainError::ConfigChanged { out: out.to_owned(), differences });
     }
     let load = |name: &str| {
         Weights::load_for(&path.join(name), model).map_err(|error| bad(error.to_string()))

@@ -11,7 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ferroclip::image::Augment;
+use ferroclip::image::{Augment, DecodeLimits};
 use ferroclip::{FloatFormat, ModelConfig};
 use ferroclip_data::{Filter, Source};
 use serde::{Deserialize, Serialize};
@@ -200,6 +200,9 @@ pub struct RunSection {
     /// The share of bad samples at which the run stops.
     #[serde(default = "default_max_bad_share")]
     pub max_bad_share: f64,
+    /// Most pixels of a picture, width times height; larger ones count as bad samples.
+    #[serde(default = "default_max_pixels")]
+    pub max_pixels: u64,
     /// Rows with equal texts are positives of each other.
     #[serde(default = "default_true")]
     pub multi_positive: bool,
@@ -244,6 +247,10 @@ fn default_log_every() -> u64 {
 
 fn default_max_bad_share() -> f64 {
     0.01
+}
+
+fn default_max_pixels() -> u64 {
+    DecodeLimits::default().max_pixels
 }
 
 fn default_true() -> bool {
@@ -321,6 +328,11 @@ impl TrainConfig {
             ));
         }
         Ok(())
+    }
+
+    /// What a picture may cost.
+    pub(crate) fn limits(&self) -> DecodeLimits {
+        DecodeLimits { max_pixels: self.run.max_pixels, ..DecodeLimits::default() }
     }
 
     /// Threads that compute.

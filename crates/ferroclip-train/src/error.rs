@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ferroclip_data::DataError;
 
+use crate::checkpoint;
+
 /// Why a run could not begin, go on or be scored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -30,6 +32,12 @@ pub enum TrainError {
     #[error("`{}` holds a run already", out.display())]
     RunExists {
         /// The run directory.
+        out: PathBuf,
+    },
+    /// `out` holds something that is no run.
+    #[error("`{}` is not empty, and holds no run", out.display())]
+    OutNotEmpty {
+        /// The directory.
         out: PathBuf,
     },
     /// There is no run to go on with.
@@ -117,7 +125,9 @@ impl TrainError {
         match self {
             TrainError::Io { .. } => "io",
             TrainError::Config { .. } | TrainError::ConfigChanged { .. } => "config",
-            TrainError::RunExists { .. } | TrainError::NoRun { .. } => "run",
+            TrainError::RunExists { .. }
+            | TrainError::OutNotEmpty { .. }
+            | TrainError::NoRun { .. } => "run",
             TrainError::DataChanged { .. } | TrainError::Data(_) => "data",
             TrainError::Checkpoint { .. } => "checkpoint",
             TrainError::Diverged { .. } => "diverged",
@@ -145,13 +155,23 @@ impl TrainError {
             TrainError::RunExists { .. } => {
                 "go on with it by `--resume`, or choose another directory by `--set run.out=...`"
             }
+            TrainError::OutNotEmpty { .. } => {
+                "choose a new directory, by `run.out` or `--set run.out=...`"
+            }
             TrainError::NoRun { .. } => "start it without `--resume`, or correct `run.out`",
             TrainError::ConfigChanged { .. } => {
                 "only `run.epochs`, `run.out` and `run.threads` may change; undo the others or start a new run"
             }
             TrainError::DataChanged { .. } => "restore the data, or start a new run",
+            TrainError::Checkpoint { path, .. }
+                if path
+                    .file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(checkpoint::PREFIX)) =>
+            {
+                "if it is damaged, move it away and resume again: the one before it is used"
+            }
             TrainError::Checkpoint { .. } => {
-                "remove this checkpoint and resume again: the one before it is used"
+                "restore the run's files from a copy, or start a new run in another directory"
             }
             TrainError::Diverged { checkpoint: Some(path), .. } => {
                 return Some(format!(

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
 
+use ferroclip::image::DecodeLimits;
 use ferroclip::{Classifier, Clip, EmbedOptions, Embeddings, Error, ImageSource};
 use ferroclip_data::{Dataset, Failure, Tally};
 use rayon::prelude::*;
@@ -25,6 +26,8 @@ pub struct EvalOptions<'a> {
     pub progress: Option<&'a dyn Fn(usize, usize)>,
     /// Once it is true, the call ends with [`TrainError::Cancelled`].
     pub stop: Option<&'a AtomicBool>,
+    /// What a picture may cost.
+    pub limits: DecodeLimits,
 }
 
 impl std::fmt::Debug for EvalOptions<'_> {
@@ -62,7 +65,9 @@ pub struct ZeroShot {
     /// Each picture.
     #[serde(skip)]
     pub predictions: Vec<Prediction>,
-    /// Pictures that could not be scored.
+    /// Labels that were cut to the context length in a template.
+    pub truncated: usize,
+    /// Pictures that could not be scored: they cannot be read, or have no label.
     pub failures: Vec<Failure>,
 }
 
@@ -118,7 +123,7 @@ pub struct Retrieval {
     pub text_to_image: Recall,
     /// Captions that were cut to the context length.
     pub truncated: usize,
-    /// Pictures that could not be scored.
+    /// Pictures that could not be scored: they cannot be read, or have no caption.
     pub failures: Vec<Failure>,
 }
 
@@ -141,6 +146,9 @@ pub struct SetScore {
     /// Retrieval of pictures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_to_image: Option<Recall>,
+    /// Pictures that could not be scored.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<Failure>,
 }
 
 /// Pictures as unit embeddings.
@@ -165,7 +173,8 @@ pub fn embed_pictures(
     options: &EvalOptions<'_>,
 ) -> Result<Pictures, TrainError> {
     let batch_size = if options.batch_size == 0 { 64 } else { options.batch_size };
-    let embed = EmbedOptions { batch_size, stop: options.stop, ..EmbedOptions::default() };
+    let (stop, limits) = (options.stop, options.limits);
+    let embed = EmbedOptions { batch_size, stop, limits, ..EmbedOptions::default() };
     let (mut data, mut good, mut tally) = (Vec::new(), Vec::new(), Tally::default());
     for (place, rows) in rows.chunks(batch_size).enumerate() {
         let files: Vec<_> = rows.par_iter().map(|&row| dataset.read(row)).collect();
@@ -236,8 +245,8 @@ pub fn zero_shot(
     };
     let known: HashMap<&str, usize> =
         labels.iter().enumerate().rev().map(|(i, label)| (label.as_str(), i)).collect();
-    let rows: Vec<usize> =
-        (0..dataset.len()).filter(|&row| !dataset.cell(row, column).is_empty()).collect();
+    let (rows, unlabelled): (Vec<usize>, Vec<usize>) =
+        (0..dataset.len()).partition(|&row| !dataset.cell(row, column).is_empty());
     let unknown =
         rows.iter().map(|&row| dataset.cell(row, column)).find(|l| !known.contains_key(l));
     if let Some(label) = unknown {
@@ -247,7 +256,8 @@ pub fn zero_shot(
     let own = &clip.config().templates;
     let templates = if task.templates.is_empty() { own.as_slice() } else { task.templates };
     let classifier = Classifier::new(clip, &labels, templates)?;
-    let pictures = embed_pictures(clip, dataset, &rows, options)?;
+    let mut pictures = embed_pictures(clip, dataset, &rows, options)?;
+    pictures.failures.extend(without(dataset, &unlabelled, "it has no label"));
     let predictions: Vec<Prediction> = (0..pictures.rows.len())
         .into_par_iter()
         .map(|i| {
@@ -263,7 +273,19 @@ pub fn zero_shot(
             }
         })
         .collect();
-    Ok(summary(&labels, predictions, pictures.failures))
+    let truncated = classifier.embeddings().truncated.len();
+    Ok(ZeroShot { truncated, ..summary(&labels, predictions, pictures.failures) })
+}
+
+/// Rows that cannot be scored for want of something.
+fn without<'a>(
+    dataset: &'a Dataset,
+    rows: &'a [usize],
+    reason: &'a str,
+) -> impl Iterator<Item = Failure> + 'a {
+    let failure =
+        move |&row| Failure { key: dataset.key(row).to_owned(), reason: reason.to_owned() };
+    rows.iter().map(failure)
 }
 
 fn summary(labels: &[String], predictions: Vec<Prediction>, failures: Vec<Failure>) -> ZeroShot {
@@ -294,12 +316,13 @@ fn summary(labels: &[String], predictions: Vec<Prediction>, failures: Vec<Failur
         mean_per_class_recall: recall / classes.len().max(1) as f64,
         classes,
         predictions,
+        truncated: 0,
         failures,
     }
 }
 
 /// Finds captions by pictures and pictures by captions. Rows with the same picture are one picture
-/// with several captions; empty captions are passed over, and so are pictures without any.
+/// with several captions; empty captions are passed over, pictures without any are failures.
 ///
 /// # Errors
 /// Where a column is unknown, there are no captions, no picture can be read, or the stop flag was
@@ -313,7 +336,7 @@ pub fn retrieval(
     let columns = caption_columns.iter().map(|name| dataset.column_index(name));
     let columns: Vec<usize> = columns.collect::<Result<_, _>>()?;
     let mut captions: HashMap<&str, Vec<&str>> = HashMap::new();
-    let mut rows = Vec::new();
+    let (mut rows, mut bare) = (Vec::new(), Vec::new());
     for row in 0..dataset.len() {
         let cells = columns.iter().map(|&column| dataset.cell(row, column));
         let texts: Vec<&str> = cells.filter(|text| !text.trim().is_empty()).collect();
@@ -323,9 +346,13 @@ pub fn retrieval(
                 rows.push(row);
             }
             list.extend(texts);
+        } else {
+            bare.push(row);
         }
     }
-    let pictures = embed_pictures(clip, dataset, &rows, options)?;
+    bare.retain(|&row| !captions.contains_key(dataset.key(row)));
+    let mut pictures = embed_pictures(clip, dataset, &rows, options)?;
+    pictures.failures.extend(without(dataset, &bare, "it has no caption"));
     let (mut texts, mut owners) = (Vec::<&str>::new(), Vec::new());
     for (picture, &row) in pictures.rows.iter().enumerate() {
         let own = &captions[dataset.key(row)];

@@ -81,6 +81,7 @@ impl TrainSet {
             grid_cells: model.model.vision_cfg.grid_cells(),
             patch_dropout: config.run.patch_dropout,
             seed: config.run.seed,
+            limits: config.limits(),
         };
         let queue = BATCHES_AHEAD * config.run.batch_size;
         let samples = map_ordered(order, config.threads(), queue, move |visit| maker.make(visit));
@@ -147,6 +148,7 @@ struct SampleMaker {
     grid_cells: usize,
     patch_dropout: f64,
     seed: u64,
+    limits: DecodeLimits,
 }
 
 /// A sample as the workers deliver it.
@@ -186,7 +188,7 @@ impl SampleMaker {
         let caption = set.draw_caption(visit.row, self.seed, epoch, sample);
         let caption = caption.ok_or("it has no caption")?;
         let bytes = set.dataset.read(visit.row).map_err(|error| error.to_string())?;
-        let picture = Picture::decode(&bytes, &DecodeLimits::default());
+        let picture = Picture::decode(&bytes, &self.limits);
         let picture = picture.map_err(|error| error.to_string())?;
         let mut rng = keyed_rng(self.seed, "augment", epoch, sample);
         let (size, filter) = (self.pipeline.size, self.pipeline.interpolation);

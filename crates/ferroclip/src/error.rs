@@ -193,7 +193,7 @@ impl Error {
                 return Some(format!("known configs: {}", names.join(", ")));
             }
             Error::Config { .. } => {
-                "the fields are those of open_clip's `model_cfg` for plain ViT models; correct or remove the one named"
+                "the fields are those of open_clip's `model_cfg` for plain ViT and ResNet models; correct or remove the one named"
             }
             Error::NoModel { .. } => {
                 "give a directory with `open_clip_config.json` and `open_clip_model.safetensors`, or a `.safetensors` file beside its config"

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use crate::config::Config;
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
-use crate::image::Picture;
+use crate::image::{ImageError, Picture};
 use crate::model_dir;
 use crate::param::{Params, TowerKind, Weights};
 use crate::towers::ImageTower;
@@ -124,9 +126,7 @@ impl ImageEncoder {
         out: &mut [f32],
     ) -> Result<(), Error> {
         let bytes = match source {
-            ImageSource::Path(path) => {
-                Cow::Owned(std::fs::read(path).map_err(|e| Error::io("read", path, e))?)
-            }
+            ImageSource::Path(path) => Cow::Owned(read_file(path, options.limits.max_bytes)?),
             ImageSource::Bytes(bytes) => Cow::Borrowed(bytes),
             ImageSource::Picture(_) => Cow::Borrowed(&[][..]),
         };
@@ -231,6 +231,21 @@ impl ImageEncoder {
         }
         pixels.truncate(n * len);
         n
+    }
+}
+
+/// The bytes of a picture file, if they are not more than `limit`.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+    let read_error = |error| Error::io("read", path, error);
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read_error)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
+    match bytes.len() as u64 > limit {
+        true => Err(Error::Image {
+            name: path.display().to_string(),
+            source: ImageError::TooManyBytes { limit },
+        }),
+        false => Ok(bytes),
     }
 }
 

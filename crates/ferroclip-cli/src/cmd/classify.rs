@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Done, Result, one_line};
-use crate::inputs::{self, Failure, LabelArgs, Pictures, TemplateArgs};
+use crate::inputs::{self, Failure, LabelArgs, PictureArgs, Pictures, TemplateArgs};
 use crate::model::ModelArgs;
 use crate::output;
 
@@ -25,16 +25,20 @@ pub(crate) struct ClassifyArgs {
     #[arg(long, value_name = "K", default_value_t = 5)]
     top_k: usize,
     /// Show only labels with at least this score
-    #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.0, value_parser = parse_score)]
     threshold: f32,
     /// Any number of labels may apply: score each alone
     #[arg(long)]
     multi_label: bool,
-    /// Turn pictures upright by their EXIF data
-    #[arg(long)]
-    exif: bool,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+fn parse_score(text: &str) -> std::result::Result<f32, String> {
+    let score = text.parse().ok().filter(|score| (0.0..=1.0).contains(score));
+    score.ok_or_else(|| "expected a score, 0 to 1".to_owned())
 }
 
 /// The labels of one picture, best first.
@@ -57,7 +61,7 @@ pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
         output::note(common, &format!("the label `{}` is too long and was cut", labels[label_idx]));
     }
     let pictures = Pictures::list(&args.images);
-    let options = inputs::embed_options(args.exif);
+    let options = args.pictures.options();
     let (result, failures) =
         inputs::embed_pictures(clip.image_encoder(), &pictures, &options, common)?;
     let top_k = if args.top_k == 0 { labels.len() } else { args.top_k };

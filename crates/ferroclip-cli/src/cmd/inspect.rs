@@ -1,6 +1,6 @@
 //! `inspect`: what a model is made of.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
 
 /// What the config file leaves open, so that open_clip's defaults decide.
 fn assumptions(args: &InspectArgs) -> Vec<String> {
-    let path = Path::new(&args.model.model).join("open_clip_config.json");
+    let path = beside(args, "open_clip_config.json");
     let Ok(text) = std::fs::read_to_string(path) else { return Vec::new() };
     let config: Value = serde_json::from_str(&text).unwrap_or_default();
     let fields = [
@@ -82,12 +82,21 @@ fn assumptions(args: &InspectArgs) -> Vec<String> {
         .collect()
 }
 
+/// A file of the model, which is a directory or a file of weights in it.
+fn beside(args: &InspectArgs, name: &str) -> PathBuf {
+    let path = Path::new(&args.model.model);
+    match path.is_file() {
+        true => path.with_file_name(name),
+        false => path.join(name),
+    }
+}
+
 /// The licence that the model card names, if there is one.
 fn licence(args: &InspectArgs) -> Option<String> {
     if args.model.model == BUILTIN {
         return Some("MIT OR Apache-2.0; credits in models/draw-mini/README.md".to_owned());
     }
-    let card = std::fs::read_to_string(Path::new(&args.model.model).join("README.md"));
+    let card = std::fs::read_to_string(beside(args, "README.md"));
     let card = card.ok()?;
     let line = card.lines().take(100).find_map(|line| line.strip_prefix("license:"))?;
     Some(line.trim().to_owned())

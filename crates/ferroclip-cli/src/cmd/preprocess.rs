@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::common::Common;
 use crate::error::{Done, Result};
-use crate::inputs::{self, Pictures};
+use crate::inputs::{Failure, PictureArgs, Pictures};
 use crate::model::ModelArgs;
 use crate::npy::{self, Dtype};
 use crate::output;
@@ -19,9 +19,8 @@ pub(crate) struct PreprocessArgs {
     /// The `.npy` file to write: f32, channels x height x width
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Turn the picture upright by its EXIF data
-    #[arg(long)]
-    exif: bool,
+    #[command(flatten)]
+    picture: PictureArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -34,7 +33,8 @@ pub(crate) fn run(args: &PreprocessArgs, common: &Common) -> Result<Done> {
         let one = || crate::error::Error::usage("give one picture file, not a directory");
         return Err(pictures.failures.first().map_or_else(one, |failure| failure.error.clone()));
     };
-    let tensor = encoder.preprocess(source, &inputs::embed_options(args.exif))?;
+    let tensor = encoder.preprocess(source, &args.picture.options());
+    let tensor = tensor.map_err(|error| Failure::of_picture(&pictures.names[0], error).error)?;
     let [height, width] = encoder.config().preprocess.size;
     let shape = [3, height, width];
     npy::write(&args.out, Dtype::F32, &shape, &tensor)?;

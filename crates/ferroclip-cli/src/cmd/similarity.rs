@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
-use crate::inputs::{self, Failure, Pictures, TextArgs};
+use crate::inputs::{self, Failure, PictureArgs, Pictures, TextArgs};
 use crate::model::{Encoders, ModelArgs};
 use crate::npy::{self, Dtype};
 use crate::output;
@@ -35,6 +35,8 @@ pub(crate) struct SimilarityArgs {
     /// Write the matrix to a `.npy` file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    pictures: PictureArgs,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -64,8 +66,9 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
     let has_texts = args.texts.is_given() || against.is_given();
     let encoders = args.model.open_encoders(has_images, has_texts)?;
     let mut failures = Vec::new();
-    let rows = side(&encoders, &args.images, &args.texts, common, &mut failures)?;
-    let columns = side(&encoders, &args.against_images, &against, common, &mut failures)?;
+    let rows = side(&encoders, &args.pictures, &args.images, &args.texts, common, &mut failures)?;
+    let columns =
+        side(&encoders, &args.pictures, &args.against_images, &against, common, &mut failures)?;
     let matrix = rows.embeddings.similarity(&columns.embeddings);
     if let Some(path) = &args.out {
         npy::write(path, Dtype::F32, &[rows.names.len(), columns.names.len()], &matrix)?;
@@ -77,12 +80,13 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
 
 fn side(
     encoders: &Encoders,
+    options: &PictureArgs,
     images: &[PathBuf],
     texts: &TextArgs,
     common: &Common,
     failures: &mut Vec<Failure>,
 ) -> Result<Side> {
-    let options = inputs::embed_options(false);
+    let options = options.options();
     if images.is_empty() {
         let names = texts.read()?;
         let embeddings = encoders.text().embed_texts_with(&names, &options)?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
+use crate::inputs::{Failure, print_failures};
 use crate::interrupt;
 use crate::output::{note, print, print_json, table};
 use crate::progress::Progress;
@@ -49,11 +50,27 @@ pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<Done> {
             Some(path) => format!("the checkpoint `{}` is written; ", path.display()),
             None => String::new(),
         };
-        let command = format!("ferroclip train {} --resume", args.config.display());
+        let command = format!("ferroclip train \"{}\" --resume", args.config.display());
         return Err(Error::interrupted(&format!("{at}go on with `{command}` and the same --set")));
     }
-    print_outcome(common, &outcome)?;
-    Ok(Done::All)
+    let failures = failures(&outcome);
+    print_outcome(common, &outcome, &failures)?;
+    print_failures(&failures, common);
+    Ok(Done::with_failures(failures.len()))
+}
+
+/// The pictures that were passed over, in training (the first hundred) and in the last validation.
+fn failures(outcome: &Outcome) -> Vec<Failure> {
+    let of_validation = outcome.scores.iter().flat_map(|set| &set.failures);
+    let all = outcome.tally.failures().iter().chain(of_validation);
+    let mut failures: Vec<Failure> = Vec::new();
+    for failure in all {
+        if !failures.iter().any(|known| known.path == failure.key) {
+            let message = format!("`{}`: {}", failure.key, failure.reason);
+            failures.push(Failure::new(&failure.key, Error::input(message)));
+        }
+    }
+    failures
 }
 
 /// Turns events into progress and notes.
@@ -86,7 +103,11 @@ impl Teller<'_> {
                 self.validation = None;
                 let best = if is_best { ", the best so far" } else { "" };
                 for set in scores {
-                    self.note(&format!("step {step}: {} {:.4}{best}", set.path, set.score));
+                    let failed = match set.failures.len() {
+                        0 => String::new(),
+                        n => format!("; {n} pictures could not be scored"),
+                    };
+                    self.note(&format!("step {step}: {} {:.4}{best}{failed}", set.path, set.score));
                 }
             }
             Event::Checkpoint { .. } => {}
@@ -121,14 +142,17 @@ fn print_cost(common: &Common, cost: &DryRun) -> Result<()> {
     print_fields(common, &document)
 }
 
-fn print_outcome(common: &Common, outcome: &Outcome) -> Result<()> {
+fn print_outcome(common: &Common, outcome: &Outcome, failures: &[Failure]) -> Result<()> {
     let best = outcome.best.as_ref().map(|best| json!({"step": best.step, "score": best.score}));
-    let document = json!({
+    let mut document = json!({
         "model": outcome.model, "step": outcome.step, "steps": outcome.steps,
         "last": outcome.last, "valid": outcome.scores, "best": best,
         "samples": outcome.tally.seen(), "bad_samples": outcome.tally.failed(),
         "truncated_texts": outcome.truncated,
     });
+    if common.json {
+        document["failures"] = failures.iter().map(Failure::to_json).collect();
+    }
     print_fields(common, &document)
 }
 

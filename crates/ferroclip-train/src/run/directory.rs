@@ -10,6 +10,8 @@ use crate::checkpoint::{self, RunState};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 
+use super::FINAL;
+
 const CONFIG_FILE: &str = "config.toml";
 
 /// Makes the run directory, which must not hold a run, and writes the config into it.
@@ -19,8 +21,11 @@ pub(super) fn create(config: &TrainConfig) -> Result<(), TrainError> {
     let entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
     let entries: Result<Vec<_>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
     let entries = entries.map_err(TrainError::io("list", out))?;
-    if !entries.iter().all(|path| is_unfinished_config(path)) {
+    if out.join(CONFIG_FILE).exists() {
         return Err(TrainError::RunExists { out: out.clone() });
+    }
+    if !entries.iter().all(|path| is_unfinished_config(path)) {
+        return Err(TrainError::OutNotEmpty { out: out.clone() });
     }
     for path in &entries {
         fs::remove_file(path).map_err(TrainError::io("remove", path))?;
@@ -58,8 +63,16 @@ pub(super) fn resume(
         return Err(TrainError::ConfigChanged { out, differences });
     }
     checkpoint::sweep(out)?;
-    write_config(config)?;
-    let Some(&last) = checkpoint::list(out)?.last() else { return Ok((fresh, None)) };
+    let Some(&last) = checkpoint::list(out)?.last() else {
+        let path = out.join(FINAL);
+        if path.exists() {
+            // To begin again would replace a finished model.
+            let reason = "the run is finished, and its checkpoints are gone".to_owned();
+            return Err(TrainError::Checkpoint { path, reason });
+        }
+        write_config(config)?;
+        return Ok((fresh, None));
+    };
     let (model, constants) = (&files.config.model, config.optimizer.constants());
     let state = checkpoint::load(out, last, model, constants, config.run.ema > 0.0)?;
     let (then, now) = (&state.progress.data, &fresh.progress.data);
@@ -69,8 +82,9 @@ pub(super) fn resume(
         return Err(TrainError::DataChanged { path: config.data.train[i].path.clone() });
     }
     if state.progress.preprocess != fresh.progress.preprocess {
-        let reason = "the model's image pipeline is another one".to_owned();
-        return Err(TrainError::Checkpoint { path: checkpoint::directory(out, last), reason });
+        let differences = "the image pipeline of `model.config`".to_owned();
+        return Err(TrainError::ConfigChanged { out: out.clone(), differences });
     }
+    write_config(config)?;
     Ok((state, Some(last)))
 }

@@ -89,6 +89,12 @@ impl<'a> Run<'a> {
         let valid: Vec<(Dataset, &ValidData)> = valid.collect::<Result<_, TrainError>>()?;
         check_columns(&valid)?;
         data.notices().for_each(|notice| events(Event::Notice(notice)));
+        for (dataset, set) in &valid {
+            let notices = dataset.notices().iter();
+            notices.for_each(|notice| {
+                events(Event::Notice(format!("`{}`: {notice}", set.path.display())));
+            });
+        }
         let steps = total_steps(config, data.plan.epoch_len());
         if steps == 0 {
             let reason = format!(
@@ -107,6 +113,13 @@ impl<'a> Run<'a> {
             }
             Start::Resume => resume(config, &files, fresh)?,
         };
+        if steps < state.progress.step {
+            let reason = format!(
+                "`run.epochs`: {} are {steps} steps, and the run has done {}",
+                config.run.epochs, state.progress.step
+            );
+            return Err(TrainError::config("the training file", reason));
+        }
         let log = MetricsLog::open(&config.run.out, state.progress.metrics_bytes)?;
         Ok(Run { config, files, data, valid, state, log, steps, saved, scores: Vec::new() })
     }
@@ -205,7 +218,7 @@ impl<'a> Run<'a> {
         let clip = model::clip(&self.files, self.judged())?;
         let mut scores = Vec::new();
         for (dataset, set) in &self.valid {
-            match score(&clip, dataset, set, events, stop) {
+            match score(self.config, &clip, dataset, set, events, stop) {
                 Ok(score) => scores.push(score),
                 // The checkpoint remembers that this validation is still to be done.
                 Err(TrainError::Cancelled) => return Ok(()),
@@ -297,6 +310,7 @@ fn check_columns(valid: &[(Dataset, &ValidData)]) -> Result<(), TrainError> {
 
 /// Scores one validation set.
 fn score(
+    config: &TrainConfig,
     clip: &ferroclip::Clip,
     dataset: &Dataset,
     set: &ValidData,
@@ -305,7 +319,9 @@ fn score(
 ) -> Result<SetScore, TrainError> {
     let events = std::cell::RefCell::new(events);
     let progress = |done, of| (*events.borrow_mut())(Event::Validating { done, of });
-    let options = EvalOptions { progress: Some(&progress), stop: Some(stop), batch_size: 0 };
+    let limits = config.limits();
+    let options =
+        EvalOptions { progress: Some(&progress), stop: Some(stop), batch_size: 0, limits };
     let mut score = SetScore {
         path: set.path.display().to_string(),
         score: 0.0,
@@ -313,18 +329,21 @@ fn score(
         top5: None,
         image_to_text: None,
         text_to_image: None,
+        failures: Vec::new(),
     };
     if !set.captions.is_empty() {
         let found = eval::retrieval(clip, dataset, &set.captions, &options)?;
         score.score = (found.image_to_text.r1 + found.text_to_image.r1) / 2.0;
         score.image_to_text = Some(found.image_to_text);
         score.text_to_image = Some(found.text_to_image);
+        score.failures.extend(found.failures);
     }
     if let Some(label_column) = &set.label {
         let task = ZeroShotTask { label_column, labels: None, templates: &set.templates };
         let found = eval::zero_shot(clip, dataset, &task, &options)?;
         score.score = found.top1;
         (score.top1, score.top5) = (Some(found.top1), Some(found.top5));
+        score.failures.extend(found.failures);
     }
     Ok(score)
 }

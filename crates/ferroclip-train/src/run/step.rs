@@ -23,8 +23,7 @@ pub(super) fn fresh_state(config: &TrainConfig, files: &ModelFiles, data: &Train
     let sizes = weights.iter().map(|(name, tensor)| (name.as_str(), tensor.data.len()));
     let adam = AdamW::new(config.optimizer.constants(), sizes);
     let average = (config.run.ema > 0.0).then(|| weights.clone());
-    let preprocess = files.config.preprocess.clone();
-    let progress = Progress::new(data.plan.start(), data.fingerprints(), preprocess);
+    let progress = Progress::new(data.plan.start(), data.fingerprints(), &files.config);
     RunState { weights, adam, average, progress }
 }
 

@@ -25,6 +25,12 @@ pub enum ImageError {
         /// The limit in force.
         max_pixels: u64,
     },
+    /// A file of more bytes than [`crate::image::DecodeLimits::max_bytes`].
+    #[error("the file is too large: more than {limit} bytes")]
+    TooManyBytes {
+        /// The limit in force.
+        limit: u64,
+    },
     /// A width or height of zero.
     #[error("the {format} picture has no pixels: {width} x {height}")]
     ZeroSize {
@@ -79,7 +85,10 @@ impl ImageError {
             ImageError::UnknownFormat { .. } => {
                 "PNG, JPEG, WebP, GIF, BMP and TIFF are read, told by content and not by name; convert the file to one of them"
             }
-            ImageError::TooLarge { .. } => "shrink the picture, or raise the pixel limit",
+            ImageError::TooLarge { .. } => {
+                "shrink the picture, or raise the pixel limit (`--max-pixels`)"
+            }
+            ImageError::TooManyBytes { .. } => "no picture is that large: give another file",
             ImageError::ZeroSize { .. } | ImageError::Malformed { .. } => {
                 "save the picture again with an image editor, or remove it"
             }

@@ -306,7 +306,7 @@ mod bad_files {
         png[20..24].fill(0);
         assert_eq!(error(&png).to_string(), "the PNG picture has no pixels: 60000 x 0");
 
-        let limits = DecodeLimits { max_pixels: 40 * 40 };
+        let limits = DecodeLimits { max_pixels: 40 * 40, ..Default::default() };
         for name in ["rgb-0.png", "444.jpg", "small-frame.gif", "lossy.webp"] {
             let error = Picture::decode(&file(name), &limits).unwrap_err();
             assert!(
@@ -314,7 +314,7 @@ mod bad_files {
                 "{name}: {error}"
             );
         }
-        let limits = DecodeLimits { max_pixels: 8 * 8 };
+        let limits = DecodeLimits { max_pixels: 8 * 8, ..Default::default() };
         for name in ["rgb.bmp", "rgb.tif"] {
             let error = Picture::decode(&file(name), &limits).unwrap_err();
             assert!(matches!(error, ImageError::TooLarge { .. }), "{name}: {error}");
@@ -329,7 +329,7 @@ mod bad_files {
     #[test]
     fn damage_anywhere_never_panics() {
         // A hostile file may be an error or a picture, within its limits.
-        let limits = DecodeLimits { max_pixels: 1 << 20 };
+        let limits = DecodeLimits { max_pixels: 1 << 20, ..Default::default() };
         let mut state = 1u32;
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
 
-use crate::inputs::TextArgs;
+use crate::inputs::{PictureArgs, TextArgs};
 use crate::model::ModelArgs;
 use crate::npy::Dtype;
 
@@ -43,14 +43,13 @@ pub(crate) struct EmbedArgs {
     #[arg(long)]
     pub(super) resume: bool,
     /// Rows of DATA to use: `column=value`, `column!=value`
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", requires = "data")]
     pub(super) filter: Vec<String>,
     /// Columns of DATA with the caption; the first that is not empty counts
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "data")]
     pub(super) caption_columns: Vec<String>,
-    /// Turn pictures upright by their EXIF data
-    #[arg(long)]
-    pub(super) exif: bool,
+    #[command(flatten)]
+    pub(super) pictures: PictureArgs,
     #[command(flatten)]
     pub(super) model: ModelArgs,
 }

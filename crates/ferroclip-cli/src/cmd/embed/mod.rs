@@ -13,7 +13,7 @@ use self::args::{Features, Shard};
 use self::rows::Rows;
 use crate::common::Common;
 use crate::error::{Done, Error, Kind, Result};
-use crate::inputs::{Failure, Pictures, embed_options, print_failures};
+use crate::inputs::{Failure, Pictures, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};
 use crate::model::Encoders;
 use crate::output;
@@ -26,6 +26,7 @@ struct Totals {
     texts: usize,
     files: usize,
     finished_before: usize,
+    truncated: usize,
     failures: Vec<Failure>,
 }
 
@@ -42,17 +43,27 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
     if args.rows_per_file == Some(0) || args.batch == 0 {
         return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
     }
-    let parts = parts(args)?;
+    let parts = parts(args, common)?;
     let has_images = parts.iter().any(Rows::has_images);
     let has_texts = parts.iter().any(Rows::has_texts) && args.features != Features::Patches;
+    for ignored in ignored(args, &parts) {
+        output::note(common, &ignored);
+    }
     let encoders = args.model.open_encoders(has_images, has_texts)?;
+    let settings = settings(args, &parts);
     let start = Instant::now();
     let mut totals = Totals::default();
     for rows in &parts {
-        embed(args, &encoders, rows, common, &mut totals).map_err(|error| match error.kind {
-            Kind::Interrupted => error.hint("finished files are kept; go on with `--resume`"),
-            _ => error,
-        })?;
+        embed(args, &settings, &encoders, rows, common, &mut totals).map_err(
+            |error| match error.kind {
+                Kind::Interrupted => error.hint("finished files are kept; go on with `--resume`"),
+                _ => error,
+            },
+        )?;
+    }
+    if totals.truncated > 0 {
+        let text = format!("{} texts were too long and were cut", totals.truncated);
+        output::note(common, &text);
     }
     report(args, common, &totals, start.elapsed().as_secs_f64())?;
     print_failures(&totals.failures, common);
@@ -60,12 +71,16 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
 }
 
 /// What is to be embedded: data, or pictures and texts that have nothing to do with each other.
-fn parts(args: &EmbedArgs) -> Result<Vec<Rows>> {
+fn parts(args: &EmbedArgs, common: &Common) -> Result<Vec<Rows>> {
     let mut parts = Vec::new();
     if let Some(path) = &args.data {
         let filters: std::result::Result<Vec<Filter>, _> =
             args.filter.iter().map(|filter| filter.parse()).collect();
-        parts.push(Rows::data(Dataset::open(path, &filters?)?, &args.caption_columns)?);
+        let dataset = Dataset::open(path, &filters?)?;
+        for notice in dataset.notices() {
+            output::note(common, notice);
+        }
+        parts.push(Rows::data(dataset, &args.caption_columns)?);
     }
     if !args.images.is_empty() {
         parts.push(Rows::Pictures(Pictures::list(&args.images)));
@@ -84,8 +99,21 @@ fn parts(args: &EmbedArgs) -> Result<Vec<Rows>> {
     }
 }
 
+/// Options that change nothing here.
+fn ignored(args: &EmbedArgs, parts: &[Rows]) -> Vec<String> {
+    let mut ignored = Vec::new();
+    if args.pictures.exif && !parts.iter().any(Rows::has_images) {
+        ignored.push("`--exif` changes nothing: there are no pictures".to_owned());
+    }
+    if args.features == Features::Patches && !args.caption_columns.is_empty() {
+        ignored.push("`--caption-columns` changes no embedding: texts have no patches".to_owned());
+    }
+    ignored
+}
+
 fn embed(
     args: &EmbedArgs,
+    settings: &Value,
     encoders: &Encoders,
     rows: &Rows,
     common: &Common,
@@ -105,14 +133,17 @@ fn embed(
         shard: (shard, n_shards),
         resume: args.resume,
     };
-    layout.begin(&settings(args))?;
+    layout.begin(settings)?;
     let (pieces, finished_before) = layout.pieces(rows.len(), rows.folder())?;
     totals.finished_before += finished_before;
+    if rows.has_images() && finished_before > 0 {
+        totals.failures.extend(layout.earlier_failures(&pieces)?);
+    }
     let options = ferroclip::EmbedOptions {
         batch_size: args.batch,
         normalize: !args.no_normalize,
         features: args.features.of_library(),
-        ..embed_options(args.exif)
+        ..args.pictures.options()
     };
     let n_rows = pieces.iter().map(|piece| piece.rows.len()).sum();
     let progress = Progress::new(common, rows.what(), n_rows);
@@ -131,6 +162,7 @@ fn embed(
         n_done += n_rows;
         totals.files += 1;
         totals.images += written.images.map_or(0, |x| x.rows);
+        totals.truncated += written.texts.as_ref().map_or(0, |x| x.truncated.len());
         totals.texts += written.texts.map_or(0, |x| x.rows);
         totals.failures.extend(failures);
     }
@@ -138,7 +170,8 @@ fn embed(
 }
 
 /// What must stay the same when a run goes on.
-fn settings(args: &EmbedArgs) -> Value {
+fn settings(args: &EmbedArgs, parts: &[Rows]) -> Value {
+    let inputs: Vec<String> = parts.iter().map(Rows::digest).collect();
     json!({
         "model": args.model.model,
         "dtype": args.dtype.name(),
@@ -148,7 +181,9 @@ fn settings(args: &EmbedArgs) -> Value {
         "rows_per_file": args.rows_per_file,
         "data": args.data,
         "filter": args.filter,
-        "exif": args.exif,
+        "caption_columns": args.caption_columns,
+        "exif": args.pictures.exif,
+        "inputs": inputs,
     })
 }
 
@@ -159,7 +194,8 @@ fn report(args: &EmbedArgs, common: &Common, totals: &Totals, seconds: f64) -> R
         return output::print_json(&json!({
             "model": args.model.model, "out": args.out, "images": totals.images,
             "texts": totals.texts, "files": totals.files,
-            "finished_before": totals.finished_before, "failures": failures,
+            "finished_before": totals.finished_before, "truncated": totals.truncated,
+            "failures": failures,
             "seconds": seconds, "per_s": per_s,
         }));
     }

@@ -75,6 +75,15 @@ impl Rows {
         if matches!(self, Rows::Texts(_)) { "text_emb" } else { "img_emb" }
     }
 
+    /// A digest of all inputs in order, to notice that others are given when a run goes on.
+    pub(crate) fn digest(&self) -> String {
+        match self {
+            Rows::Data { dataset, .. } => dataset.fingerprint(),
+            Rows::Pictures(pictures) => ferroclip_data::digest(&pictures.names),
+            Rows::Texts(texts) => ferroclip_data::digest(texts),
+        }
+    }
+
     /// Failures that belong to no row.
     pub(crate) fn failures(&self) -> Vec<Failure> {
         match self {
@@ -103,7 +112,7 @@ impl Rows {
                 let failures: Vec<Failure> = result
                     .failures
                     .into_iter()
-                    .map(|(place, error)| Failure::new(name(place), error))
+                    .map(|(place, error)| Failure::of_picture(name(place), error))
                     .collect();
                 let written = Written {
                     cells: result.inputs.iter().map(|&place| vec![name(place).clone()]).collect(),

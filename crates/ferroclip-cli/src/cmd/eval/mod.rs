@@ -6,6 +6,7 @@ mod zero_shot;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use ferroclip::image::DecodeLimits;
 use ferroclip_data::{Dataset, Failure, Filter};
 use ferroclip_train::{EvalOptions, TrainError};
 use serde::Serialize;
@@ -36,10 +37,17 @@ pub(crate) struct DataArgs {
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Pictures that go through the tower together
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_batch)]
     batch: usize,
+    /// Refuse pictures of more pixels, width times height, before they are decoded
+    #[arg(long, value_name = "N", default_value_t = DecodeLimits::default().max_pixels)]
+    max_pixels: u64,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+fn parse_batch(text: &str) -> std::result::Result<usize, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 pub(crate) fn run(command: &EvalCommand, common: &Common) -> Result<Done> {
@@ -73,6 +81,7 @@ impl DataArgs {
             batch_size: self.batch,
             progress: Some(&report),
             stop: Some(&interrupt::STOP),
+            limits: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
         };
         Ok(score(&options)?)
     }

@@ -44,6 +44,9 @@ pub(super) fn run(args: &ZeroShotArgs, common: &Common) -> Result<Done> {
     let scores = args.data.score(common, &dataset, |options| {
         ferroclip_train::zero_shot(&clip, &dataset, &task, options)
     })?;
+    if scores.truncated > 0 {
+        output::note(common, &format!("{} labels were too long and were cut", scores.truncated));
+    }
     if let Some(path) = &args.predictions {
         write_file(path, &csv(&scores.predictions)?)?;
     }

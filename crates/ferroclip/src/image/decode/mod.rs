@@ -17,11 +17,13 @@ pub struct DecodeLimits {
     ///
     /// Decoding takes up to about 16 bytes a pixel (progressive CMYK JPEG), mostly 3 to 8.
     pub max_pixels: u64,
+    /// Most bytes of a file that is read from a path. The default is 256 MiB.
+    pub max_bytes: u64,
 }
 
 impl Default for DecodeLimits {
     fn default() -> DecodeLimits {
-        DecodeLimits { max_pixels: 178_956_970 }
+        DecodeLimits { max_pixels: 178_956_970, max_bytes: 256 << 20 }
     }
 }
 
