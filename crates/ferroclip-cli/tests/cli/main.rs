@@ -6,6 +6,7 @@ mod commands;
 mod common;
 #[cfg(target_os = "linux")]
 mod full_disk;
+mod told;
 #[cfg(target_os = "linux")]
 #[path = "../training/mod.rs"]
 mod training;
