@@ -40,6 +40,12 @@ pub enum TrainError {
         /// The directory.
         out: PathBuf,
     },
+    /// Another process trains in `out`.
+    #[error("another process trains in `{}`", out.display())]
+    RunBusy {
+        /// The run directory.
+        out: PathBuf,
+    },
     /// There is no run to go on with.
     #[error("`{}` holds no run to resume", out.display())]
     NoRun {
@@ -127,6 +133,7 @@ impl TrainError {
             TrainError::Config { .. } | TrainError::ConfigChanged { .. } => "config",
             TrainError::RunExists { .. }
             | TrainError::OutNotEmpty { .. }
+            | TrainError::RunBusy { .. }
             | TrainError::NoRun { .. } => "run",
             TrainError::DataChanged { .. } | TrainError::Data(_) => "data",
             TrainError::Checkpoint { .. } => "checkpoint",
@@ -158,6 +165,7 @@ impl TrainError {
             TrainError::OutNotEmpty { .. } => {
                 "choose a new directory, by `run.out` or `--set run.out=...`"
             }
+            TrainError::RunBusy { .. } => "wait for it, or stop it first",
             TrainError::NoRun { .. } => "start it without `--resume`, or correct `run.out`",
             TrainError::ConfigChanged { .. } => {
                 "only `run.epochs`, `run.out` and `run.threads` may change; undo the others or start a new run"

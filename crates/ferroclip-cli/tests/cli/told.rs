@@ -120,6 +120,10 @@ fn a_run_that_cannot_go_on_says_why() {
     assert_eq!(train(&["-q"]).code, 0);
     train(&["-q"]).fails(1, "holds a run already");
     let before = files_below(&out);
+    let lock = std::fs::File::open(out.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    train(&["-q", "--resume"]).fails(1, "another process trains in");
+    drop(lock);
     train(&["-q", "--resume", "--set", "run.epochs=1"]).fails(1, "the run has done 5");
 
     let model = place.path("model.json");

@@ -14,8 +14,11 @@ use super::FINAL;
 
 const CONFIG_FILE: &str = "config.toml";
 
+/// Held by the process that trains; the system lets go of it when that ends, however it ends.
+const LOCK_FILE: &str = ".lock";
+
 /// Makes the run directory, which must not hold a run, and writes the config into it.
-pub(super) fn create(config: &TrainConfig) -> Result<(), TrainError> {
+pub(super) fn create(config: &TrainConfig) -> Result<fs::File, TrainError> {
     let out = &config.run.out;
     fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
     let entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
@@ -24,13 +27,27 @@ pub(super) fn create(config: &TrainConfig) -> Result<(), TrainError> {
     if out.join(CONFIG_FILE).exists() {
         return Err(TrainError::RunExists { out: out.clone() });
     }
-    if !entries.iter().all(|path| is_unfinished_config(path)) {
+    let (unfinished, others): (Vec<_>, Vec<_>) =
+        entries.iter().partition(|path| is_unfinished_config(path));
+    if !others.iter().all(|path| path.ends_with(LOCK_FILE)) {
         return Err(TrainError::OutNotEmpty { out: out.clone() });
     }
-    for path in &entries {
+    let lock = lock(out)?;
+    for path in unfinished {
         fs::remove_file(path).map_err(TrainError::io("remove", path))?;
     }
-    write_config(config)
+    Ok(lock)
+}
+
+/// Keeps other processes from training in the directory while the file is open.
+fn lock(out: &Path) -> Result<fs::File, TrainError> {
+    let path = out.join(LOCK_FILE);
+    let file = fs::File::create(&path).map_err(TrainError::io("create", &path))?;
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(TrainError::RunBusy { out: out.to_owned() }),
+        // Some file systems have no locks: then the user must take care.
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 /// Whether a run was killed while it wrote this, its first file: then it can only begin again.
@@ -39,18 +56,18 @@ fn is_unfinished_config(path: &Path) -> bool {
     name.starts_with(&format!(".{CONFIG_FILE}.")) && name.ends_with(".tmp")
 }
 
-fn write_config(config: &TrainConfig) -> Result<(), TrainError> {
+pub(super) fn write_config(config: &TrainConfig) -> Result<(), TrainError> {
     let text = config.to_toml();
     write_atomically(&config.run.out.join(CONFIG_FILE), |file| file.write_all(text.as_bytes()))?;
     Ok(())
 }
 
-/// The last checkpoint of the run in `out`, or the fresh state where there is none yet.
+/// The last checkpoint of the run in `out`, or the fresh state where there is none yet; and the lock.
 pub(super) fn resume(
     config: &TrainConfig,
     files: &ModelFiles,
     fresh: RunState,
-) -> Result<(RunState, Option<u64>), TrainError> {
+) -> Result<(RunState, Option<u64>, fs::File), TrainError> {
     let out = &config.run.out;
     let path = out.join(CONFIG_FILE);
     let mut text = String::new();
@@ -62,6 +79,7 @@ pub(super) fn resume(
         let (out, differences) = (out.clone(), differences.join("; "));
         return Err(TrainError::ConfigChanged { out, differences });
     }
+    let lock = lock(out)?;
     checkpoint::sweep(out)?;
     let Some(&last) = checkpoint::list(out)?.last() else {
         let path = out.join(FINAL);
@@ -70,8 +88,7 @@ pub(super) fn resume(
             let reason = "the run is finished, and its checkpoints are gone".to_owned();
             return Err(TrainError::Checkpoint { path, reason });
         }
-        write_config(config)?;
-        return Ok((fresh, None));
+        return Ok((fresh, None, lock));
     };
     let (model, constants) = (&files.config.model, config.optimizer.constants());
     let state = checkpoint::load(out, last, model, constants, config.run.ema > 0.0)?;
@@ -85,6 +102,5 @@ pub(super) fn resume(
         let differences = "the image pipeline of `model.config`".to_owned();
         return Err(TrainError::ConfigChanged { out: out.clone(), differences });
     }
-    write_config(config)?;
-    Ok((state, Some(last)))
+    Ok((state, Some(last), lock))
 }

@@ -18,6 +18,7 @@ mod dry_run;
 mod report;
 mod step;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -33,7 +34,7 @@ use crate::metrics::{self, MetricsLog, StepMetrics, StepTime, ValidMetrics};
 use crate::model;
 use crate::samples::TrainSet;
 
-use directory::{create, resume};
+use directory::{create, resume, write_config};
 pub use dry_run::dry_run;
 pub use report::{DryRun, Event, Events, Outcome, Start};
 pub use step::StepBench;
@@ -79,6 +80,8 @@ struct Run<'a> {
     /// The step of the last checkpoint.
     saved: Option<u64>,
     scores: Vec<SetScore>,
+    /// Open as long as the run goes on.
+    _lock: File,
 }
 
 impl<'a> Run<'a> {
@@ -106,11 +109,8 @@ impl<'a> Run<'a> {
         }
         let files = model::start(config)?;
         let fresh = fresh_state(config, &files, &data);
-        let (state, saved) = match start {
-            Start::New => {
-                create(config)?;
-                (fresh, None)
-            }
+        let (state, saved, lock) = match start {
+            Start::New => (fresh, None, create(config)?),
             Start::Resume => resume(config, &files, fresh)?,
         };
         if steps < state.progress.step {
@@ -120,8 +120,21 @@ impl<'a> Run<'a> {
             );
             return Err(TrainError::config("the training file", reason));
         }
+        // The number of epochs may have changed.
+        write_config(config)?;
         let log = MetricsLog::open(&config.run.out, state.progress.metrics_bytes)?;
-        Ok(Run { config, files, data, valid, state, log, steps, saved, scores: Vec::new() })
+        Ok(Run {
+            config,
+            files,
+            data,
+            valid,
+            state,
+            log,
+            steps,
+            saved,
+            scores: Vec::new(),
+            _lock: lock,
+        })
     }
 
     /// The loop.
