@@ -120,7 +120,7 @@ fn a_run_that_cannot_go_on_says_why() {
     assert_eq!(train(&["-q"]).code, 0);
     train(&["-q"]).fails(1, "holds a run already");
     let before = files_below(&out);
-    let lock = std::fs::File::open(out.join(".lock")).unwrap();
+    let lock = std::fs::File::open(&out).unwrap();
     lock.lock().unwrap();
     train(&["-q", "--resume"]).fails(1, "another process trains in");
     drop(lock);

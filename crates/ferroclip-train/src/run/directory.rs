@@ -14,11 +14,12 @@ use super::FINAL;
 
 const CONFIG_FILE: &str = "config.toml";
 
-/// Held by the process that trains; the system lets go of it when that ends, however it ends.
-const LOCK_FILE: &str = ".lock";
+/// The run directory, locked by the process that trains; the system lets go of it when that ends, however
+/// it ends. None where the system cannot open or lock a directory: then the user must take care.
+pub(super) type Lock = Option<fs::File>;
 
 /// Makes the run directory, which must not hold a run, and writes the config into it.
-pub(super) fn create(config: &TrainConfig) -> Result<fs::File, TrainError> {
+pub(super) fn create(config: &TrainConfig) -> Result<Lock, TrainError> {
     let out = &config.run.out;
     fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
     let entries = fs::read_dir(out).map_err(TrainError::io("list", out))?;
@@ -27,26 +28,23 @@ pub(super) fn create(config: &TrainConfig) -> Result<fs::File, TrainError> {
     if out.join(CONFIG_FILE).exists() {
         return Err(TrainError::RunExists { out: out.clone() });
     }
-    let (unfinished, others): (Vec<_>, Vec<_>) =
-        entries.iter().partition(|path| is_unfinished_config(path));
-    if !others.iter().all(|path| path.ends_with(LOCK_FILE)) {
+    if !entries.iter().all(|path| is_unfinished_config(path)) {
         return Err(TrainError::OutNotEmpty { out: out.clone() });
     }
     let lock = lock(out)?;
-    for path in unfinished {
+    for path in &entries {
         fs::remove_file(path).map_err(TrainError::io("remove", path))?;
     }
     Ok(lock)
 }
 
-/// Keeps other processes from training in the directory while the file is open.
-fn lock(out: &Path) -> Result<fs::File, TrainError> {
-    let path = out.join(LOCK_FILE);
-    let file = fs::File::create(&path).map_err(TrainError::io("create", &path))?;
-    match file.try_lock() {
+/// Keeps other processes from training in the directory.
+fn lock(out: &Path) -> Result<Lock, TrainError> {
+    let Ok(directory) = fs::File::open(out) else { return Ok(None) };
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
         Err(fs::TryLockError::WouldBlock) => Err(TrainError::RunBusy { out: out.to_owned() }),
-        // Some file systems have no locks: then the user must take care.
-        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(file),
+        Err(fs::TryLockError::Error(_)) => Ok(None),
     }
 }
 
@@ -67,7 +65,7 @@ pub(super) fn resume(
     config: &TrainConfig,
     files: &ModelFiles,
     fresh: RunState,
-) -> Result<(RunState, Option<u64>, fs::File), TrainError> {
+) -> Result<(RunState, Option<u64>, Lock), TrainError> {
     let out = &config.run.out;
     let path = out.join(CONFIG_FILE);
     let mut text = String::new();

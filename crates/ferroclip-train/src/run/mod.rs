@@ -18,7 +18,6 @@ mod dry_run;
 mod report;
 mod step;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -34,7 +33,7 @@ use crate::metrics::{self, MetricsLog, StepMetrics, StepTime, ValidMetrics};
 use crate::model;
 use crate::samples::TrainSet;
 
-use directory::{create, resume, write_config};
+use directory::{Lock, create, resume, write_config};
 pub use dry_run::dry_run;
 pub use report::{DryRun, Event, Events, Outcome, Start};
 pub use step::StepBench;
@@ -80,8 +79,8 @@ struct Run<'a> {
     /// The step of the last checkpoint.
     saved: Option<u64>,
     scores: Vec<SetScore>,
-    /// Open as long as the run goes on.
-    _lock: File,
+    /// Held as long as the run goes on.
+    _lock: Lock,
 }
 
 impl<'a> Run<'a> {
