@@ -18,7 +18,7 @@ const CONFIG_FILE: &str = "config.toml";
 /// it ends. None where the system cannot open or lock a directory: then the user must take care.
 pub(super) type Lock = Option<fs::File>;
 
-/// Makes the run directory, which must not hold a run, and writes the config into it.
+/// Makes the run directory, which must not hold a run, and locks it.
 pub(super) fn create(config: &TrainConfig) -> Result<Lock, TrainError> {
     let out = &config.run.out;
     fs::create_dir_all(out).map_err(TrainError::io("create", out))?;
