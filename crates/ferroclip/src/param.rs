@@ -165,7 +165,8 @@ pub fn is_buffer(name: &str) -> bool {
 }
 
 /// A parameter on a device. The towers need no more than two dimensions: the patch convolution is
-/// kept as the matrix `[width, 3 * patch height * patch width]`, other convolutions likewise, `logit_scale` as `[1]`. The
+/// kept as the matrix `[width, 3 * patch height * patch width]`, other convolutions likewise,
+/// `logit_scale` as `[1]`. The
 /// elements are in the order of the checkpoint.
 #[derive(Clone, Debug)]
 pub enum ParamTensor {
