@@ -364,7 +364,7 @@ impl PictureArgs {
     pub(crate) fn options(&self) -> EmbedOptions<'static> {
         EmbedOptions {
             exif: self.exif,
-            limits: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
+            limits: DecodeLimits::of_pixels(self.max_pixels),
             stop: Some(&interrupt::STOP),
             ..EmbedOptions::default()
         }

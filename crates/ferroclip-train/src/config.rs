@@ -332,7 +332,7 @@ impl TrainConfig {
 
     /// What a picture may cost.
     pub(crate) fn limits(&self) -> DecodeLimits {
-        DecodeLimits { max_pixels: self.run.max_pixels, ..DecodeLimits::default() }
+        DecodeLimits::of_pixels(self.run.max_pixels)
     }
 
     /// Threads that compute.

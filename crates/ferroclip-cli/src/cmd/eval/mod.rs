@@ -81,7 +81,7 @@ impl DataArgs {
             batch_size: self.batch,
             progress: Some(&report),
             stop: Some(&interrupt::STOP),
-            limits: DecodeLimits { max_pixels: self.max_pixels, ..DecodeLimits::default() },
+            limits: DecodeLimits::of_pixels(self.max_pixels),
         };
         Ok(score(&options)?)
     }

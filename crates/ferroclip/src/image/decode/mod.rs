@@ -28,6 +28,11 @@ impl Default for DecodeLimits {
 }
 
 impl DecodeLimits {
+    /// The defaults but for the pixels.
+    pub fn of_pixels(max_pixels: u64) -> DecodeLimits {
+        DecodeLimits { max_pixels, ..DecodeLimits::default() }
+    }
+
     /// The sides as lengths in memory, when they are within the limit.
     fn check(
         &self,
