@@ -62,10 +62,15 @@ class Row:
     source: str  # the key of CREDITS
 
 
+def hash_of(file: str) -> int:
+    """What `--filter hash%20=` compares with."""
+    digest = hashlib.sha256(file.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY
+
+
 def held_out(file: str) -> bool:
     """The project's rule for rows kept out of training (1 in 20)."""
-    digest = hashlib.sha256(file.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY == 0
+    return hash_of(file) == 0
 
 
 def may_be_drawn(pack: str, cells: dict[str, str]) -> bool:

@@ -1,7 +1,7 @@
 """Benchmark B: pip's open_clip trained from the same training file as ferroclip.
 
     python benchmarks/reference/train_open_clip.py benchmarks/reference/held-out-style.toml --out OUT
-        [--multi-positive] [--threads 1] [--eval-every STEPS]
+        [--seed N] [--multi-positive] [--threads 1] [--eval-every STEPS]
 
 From the file come the model's config, the data, the captions, the augmentation, the optimiser's settings, the batch and the number of
 samples seen; a field that this script does not know is refused. The model is `open_clip.model.CLIP`, the loss
@@ -250,6 +250,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("recipe", type=Path, help="a ferroclip training file")
     add("--out", type=Path, required=True)
+    add("--seed", type=int, help="in place of the file's")
     add("--multi-positive", action="store_true", help="equal texts are positives of each other, as in ferroclip; open_clip has no such loss")
     add("--eval-every", type=int, default=0, help="steps; 0 for the end only")
     add("--eval-limit", type=int, help="score the first rows only, for trials")
@@ -261,6 +262,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     recipe = Recipe.read(args.recipe)
+    if args.seed is not None:
+        recipe.seed = args.seed
     torch.set_num_threads(args.threads)
     torch.manual_seed(recipe.seed)
     model_cfg = recipe.model_cfg

@@ -247,7 +247,7 @@ impl DataError {
                  with a column `file`, or tar shards such as `shards/{00000..00003}.tar`"
             }
             Self::TwoTables { .. } => {
-                "remove one of them, or give the path of the right one itself"
+                "remove one of them; in a directory, the path of the right one may be given instead"
             }
             Self::NotUtf8 { line: Some(_), .. } => "save the table as UTF-8",
             Self::NotUtf8 { line: None, .. } => "rename the file",
@@ -270,7 +270,15 @@ impl DataError {
             Self::UnsafeName { .. } => {
                 "paths are relative to the table and stay below it, without `..`"
             }
+            Self::DuplicateEntry { .. } => "pack it again, with every name once",
+            Self::Archive { .. } | Self::WrongSize { .. } => {
+                "copy or download the archive again, or pack it again"
+            }
+            Self::Absent { .. } => {
+                "names are relative to the table; add the file or remove its row"
+            }
             Self::PictureTooLarge { .. } => "raise the limit, or make the picture smaller",
+            Self::InvalidPlan { .. } => "check `path`, `filter` and `weight` of each source",
             Self::InvalidPattern { .. } => "write for example `shards/{00000..00003}.tar`",
             Self::CursorMismatch { .. } => {
                 "continue with the data, filters and seed that the run was started with"

@@ -3,7 +3,7 @@
 //! | table | fields |
 //! |---|---|
 //! | `[model]` | `config`: a preset, a JSON file, or a model directory to start from; `templates` that the finished model is used with |
-//! | `[[data.train]]` | `path`; `captions`: columns, one is drawn per visit; `keywords`: those of them that are comma lists; `label`: the column that `templates` wrap (all, where it is not given); `filter`; `weight`: visits of a row in an epoch |
+//! | `[[data.train]]` | `path`; `captions`: columns, one is drawn per visit; `keywords`: those of them that are comma lists; `label`: the column that `templates` wrap (all, where it is not given); `word_dropout`: share of words left out; `filter`; `weight`: visits of a row in an epoch |
 //! | `[[data.valid]]` | `path`; `label` for zero-shot, `captions` for retrieval; `templates`; `filter` |
 //! | `[image]` | the augmentation |
 //! | `[optimizer]` | AdamW, its schedule and clipping |
@@ -83,6 +83,10 @@ pub struct TrainData {
     /// One is drawn per visit; none leaves texts as they are.
     #[serde(default)]
     pub templates: Vec<String>,
+    /// The share of a caption's words that is left out at random; at least one stays. Comma lists
+    /// lose none.
+    #[serde(default)]
+    pub word_dropout: f64,
     /// Conditions that rows must pass.
     #[serde(default)]
     pub filter: Vec<String>,
@@ -392,6 +396,12 @@ impl TrainConfig {
         if self.data.train.iter().any(|data| data.captions.is_empty()) {
             return Err("`data.train.captions` is empty: name the columns of text".to_owned());
         }
+        if !self.data.train.iter().all(|data| (0.0..1.0).contains(&data.word_dropout)) {
+            return Err(
+                "`data.train.word_dropout` is out of range: expected 0 or more and below 1"
+                    .to_owned(),
+            );
+        }
         if self.data.valid.iter().any(|data| data.label.is_none() && data.captions.is_empty()) {
             return Err(
                 "`data.valid` needs `label` (zero-shot) or `captions` (retrieval)".to_owned()
@@ -534,6 +544,8 @@ mod tests {
             ("data.train.0.templates=[\"x\"]", "`x`"),
             ("image.flip_prob=2", "flip_prob"),
             ("data.train.0.captions=[]", "captions"),
+            ("data.train.0.word_dropout=1.0", "word_dropout"),
+            ("data.train.0.word_dropout=-0.1", "word_dropout"),
         ] {
             let error = parse(&[text]).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

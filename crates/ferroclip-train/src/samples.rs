@@ -8,12 +8,11 @@ use ferroclip_data::{
     Cursor, Dataset, Order, Ordered, Plan, Tally, Visit, below, keyed_rng, map_ordered,
 };
 
+use crate::captions::Captions;
 use crate::config::{TrainConfig, TrainData};
 use crate::error::TrainError;
 use crate::gradient::Batch;
 
-/// Words that are drawn from a comma list at most.
-const MAX_KEYWORDS: u32 = 3;
 /// Batches that the workers may be ahead.
 const BATCHES_AHEAD: usize = 2;
 
@@ -28,15 +27,7 @@ pub(crate) struct TrainSet {
 #[derive(Debug)]
 struct CaptionedSet {
     dataset: Dataset,
-    columns: Vec<Column>,
-    templates: Vec<String>,
-}
-
-#[derive(Debug)]
-struct Column {
-    index: usize,
-    is_list: bool,
-    in_template: bool,
+    captions: Captions,
 }
 
 impl TrainSet {
@@ -96,45 +87,8 @@ impl CaptionedSet {
         if let Some(label) = &data.label {
             dataset.column_index(label)?;
         }
-        let column = |name: &String| {
-            Ok(Column {
-                index: dataset.column_index(name)?,
-                is_list: data.keywords.contains(name),
-                in_template: data.label.as_ref().is_none_or(|label| label == name),
-            })
-        };
-        let columns = data.captions.iter().map(column).collect::<Result<_, TrainError>>()?;
-        Ok(CaptionedSet { dataset, columns, templates: data.templates.clone() })
-    }
-
-    /// A caption of a row: of one of the columns that are not empty, perhaps in a template.
-    fn draw_caption(&self, row: usize, seed: u64, epoch: u64, sample: u64) -> Option<String> {
-        let mut rng = keyed_rng(seed, "caption", epoch, sample);
-        let cell = |column: &Column| self.dataset.cell(row, column.index).trim();
-        let filled: Vec<&Column> = self.columns.iter().filter(|c| !cell(c).is_empty()).collect();
-        let chosen = *filled.get(below(&mut rng, filled.len() as u32) as usize)?;
-        let text = match chosen.is_list {
-            true => {
-                let mut words: Vec<&str> = cell(chosen)
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|word| !word.is_empty())
-                    .collect();
-                let n = 1 + below(&mut rng, MAX_KEYWORDS.min(words.len() as u32));
-                for place in 0..(n as usize).min(words.len()) {
-                    let left = (words.len() - place) as u32;
-                    words.swap(place, place + below(&mut rng, left) as usize);
-                }
-                words.truncate(n as usize);
-                words.join(", ")
-            }
-            false => cell(chosen).to_owned(),
-        };
-        if self.templates.is_empty() || !chosen.in_template {
-            return Some(text);
-        }
-        let template = &self.templates[below(&mut rng, self.templates.len() as u32) as usize];
-        Some(template.replace("{}", &text))
+        let captions = Captions::new(data, &dataset)?;
+        Ok(CaptionedSet { dataset, captions })
     }
 }
 
@@ -185,7 +139,8 @@ impl SampleMaker {
 
     fn pair(&self, set: &CaptionedSet, visit: Visit) -> Result<Pair, String> {
         let (epoch, sample) = (visit.epoch, u64::from(visit.sample));
-        let caption = set.draw_caption(visit.row, self.seed, epoch, sample);
+        let mut rng = keyed_rng(self.seed, "caption", epoch, sample);
+        let caption = set.captions.draw(&set.dataset, visit.row, &mut rng);
         let caption = caption.ok_or("it has no caption")?;
         let bytes = set.dataset.read(visit.row).map_err(|error| error.to_string())?;
         let picture = Picture::decode(&bytes, &self.limits);

@@ -53,6 +53,10 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
         texts: args.against_texts.clone(),
         column: args.texts.column.clone(),
     };
+    if args.texts.column.is_some() && args.texts.texts.is_none() && against.texts.is_none() {
+        return Err(Error::usage("`--column` is given, and no file of texts")
+            .hint("give `--texts FILE` or `--against-texts FILE`"));
+    }
     if args.images.is_empty() != args.texts.is_given() {
         return Err(Error::usage("the rows must be either pictures or texts")
             .hint("give `--images PATH...`, or `--text TEXT` or `--texts FILE`"));

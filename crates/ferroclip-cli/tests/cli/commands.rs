@@ -140,6 +140,8 @@ fn similarity_of_texts_with_themselves_is_one() {
     let pairs = run.json()["pairs"].clone();
     assert_eq!(names(&pairs, "column"), ["red", "blue"]);
     on_model(&["similarity", "--text", "red"]).fails(2, "columns");
+    let no_file = ["similarity", "--text", "red", "--against-text", "blue", "--column", "name"];
+    on_model(&no_file).fails(2, "--column");
 }
 
 #[test]

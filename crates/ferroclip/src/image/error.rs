@@ -86,7 +86,7 @@ impl ImageError {
                 "PNG, JPEG, WebP, GIF, BMP and TIFF are read, told by content and not by name; convert the file to one of them"
             }
             ImageError::TooLarge { .. } => {
-                "shrink the picture, or raise the pixel limit (`--max-pixels`)"
+                "shrink the picture, or raise the pixel limit (`--max-pixels`; in training `run.max_pixels`)"
             }
             ImageError::TooManyBytes { .. } => "no picture is that large: give another file",
             ImageError::ZeroSize { .. } | ImageError::Malformed { .. } => {
