@@ -14,6 +14,8 @@ const JSON_PERIOD: Duration = Duration::from_millis(500);
 /// Progress of one piece of work. It disappears when it is dropped.
 pub(crate) struct Progress {
     what: &'static str,
+    /// Done before this process began.
+    begun: u64,
     total: u64,
     start: Instant,
     shown: Shown,
@@ -26,15 +28,26 @@ enum Shown {
 }
 
 impl Progress {
-    /// Progress through `total` of `what`.
+    /// Progress through `total` of `what`, with a rate and the time left.
     pub(crate) fn new(common: &Common, what: &'static str, total: usize) -> Progress {
+        Progress::with(common, what, 0, total as u64, "  {per_sec}  {eta} left")
+    }
+
+    /// The same for work of which `begun` are done, and whose messages tell rate and time left.
+    pub(crate) fn resumed(common: &Common, what: &'static str, begun: u64, total: u64) -> Progress {
+        Progress::with(common, what, begun, total, "")
+    }
+
+    fn with(common: &Common, what: &'static str, begun: u64, total: u64, rate: &str) -> Progress {
         let shown = match common.progress {
             _ if common.quiet => Shown::Nothing,
             ProgressMode::Json => Shown::Json(Mutex::new(Instant::now())),
-            ProgressMode::Auto if io::stderr().is_terminal() => Shown::Bar(bar(what, total as u64)),
+            ProgressMode::Auto if io::stderr().is_terminal() => {
+                Shown::Bar(bar(what, begun, total, rate))
+            }
             _ => Shown::Nothing,
         };
-        Progress { what, total: total as u64, start: Instant::now(), shown }
+        Progress { what, begun, total, start: Instant::now(), shown }
     }
 
     /// Shows that `done` are done.
@@ -58,7 +71,8 @@ impl Progress {
                     return;
                 }
                 *last = Instant::now();
-                let per_s = done as f64 / self.start.elapsed().as_secs_f64().max(1e-9);
+                let per_s = done.saturating_sub(self.begun) as f64
+                    / self.start.elapsed().as_secs_f64().max(1e-9);
                 let line = serde_json::json!({"progress": {
                     "what": self.what, "done": done, "total": self.total, "per_s": per_s,
                 }});
@@ -87,9 +101,9 @@ impl Drop for Progress {
     }
 }
 
-fn bar(what: &'static str, total: u64) -> ProgressBar {
-    let template = "{prefix} {bar:30} {pos}/{len}  {per_sec}  {eta} left  {msg}";
+fn bar(what: &'static str, begun: u64, total: u64, rate: &str) -> ProgressBar {
+    let template = format!("{{prefix}} {{bar:30}} {{pos}}/{{len}}{rate}  {{msg}}");
     let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style).with_prefix(what)
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style).with_prefix(what).with_position(begun)
 }

@@ -283,7 +283,9 @@ impl DataError {
             Self::CursorMismatch { .. } => {
                 "continue with the data, filters and seed that the run was started with"
             }
-            Self::TooManyBad { .. } => "check the data, or raise the share of bad samples allowed",
+            Self::TooManyBad { .. } => {
+                "check the data, or raise the share allowed (`run.max_bad_share`)"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

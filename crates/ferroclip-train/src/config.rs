@@ -22,7 +22,8 @@ use crate::optimizer::{Constants, Decay};
 use crate::schedule::Schedule;
 
 /// Fields that may change between the parts of a run.
-const MAY_CHANGE: [&str; 3] = ["run.epochs", "run.out", "run.threads"];
+const MAY_CHANGE: [&str; 5] =
+    ["run.epochs", "run.out", "run.threads", "optimizer.lr", "optimizer.clip_norm"];
 /// The largest training file.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -360,7 +361,7 @@ impl TrainConfig {
         }
         let checks = [
             ("run.epochs", from_zero(run.epochs) && run.epochs <= 1e6, "0 to 1000000"),
-            ("run.batch_size", (1..=1 << 16).contains(&run.batch_size), "1 to 65536"),
+            ("run.batch_size", (2..=1 << 16).contains(&run.batch_size), "2 to 65536"),
             ("run.log_every", run.log_every > 0, "1 or more"),
             ("run.keep_last", run.keep_last > 0, "1 or more"),
             ("run.ema", below_one(run.ema), "0 or more and below 1"),
@@ -540,7 +541,7 @@ mod tests {
             ("run.out.x=1", "lies in"),
             ("run.epochs", "a.b=value"),
             ("optimizer.lr=nan", "optimizer.lr"),
-            ("run.batch_size=0", "batch_size"),
+            ("run.batch_size=1", "batch_size"),
             ("data.train.0.templates=[\"x\"]", "`x`"),
             ("image.flip_prob=2", "flip_prob"),
             ("data.train.0.captions=[]", "captions"),

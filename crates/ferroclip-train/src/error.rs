@@ -21,9 +21,9 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The training file cannot be read or has a value out of range.
-    #[error("invalid training config `{origin}`: {reason}")]
+    #[error("invalid training config{}: {reason}", quoted(origin))]
     Config {
-        /// The file, or the override.
+        /// The file, or the override; empty where a value does not fit the others.
         origin: String,
         /// The field and what is wrong with it.
         reason: String,
@@ -168,7 +168,7 @@ impl TrainError {
             TrainError::RunBusy { .. } => "wait for it, or stop it first",
             TrainError::NoRun { .. } => "start it without `--resume`, or correct `run.out`",
             TrainError::ConfigChanged { .. } => {
-                "only `run.epochs`, `run.out` and `run.threads` may change; undo the others or start a new run"
+                "only `run.epochs`, `run.out`, `run.threads`, `optimizer.lr` and `optimizer.clip_norm` may change; undo the others or start a new run"
             }
             TrainError::DataChanged { .. } => "restore the data, or start a new run",
             TrainError::Checkpoint { path, .. }
@@ -183,7 +183,7 @@ impl TrainError {
             }
             TrainError::Diverged { checkpoint: Some(path), .. } => {
                 return Some(format!(
-                    "the last good checkpoint is `{}`; lower `optimizer.lr` or set `optimizer.clip_norm`",
+                    "the last good checkpoint is `{}`: go on from it by `--resume --set optimizer.lr=...` with a lower rate, or with `optimizer.clip_norm`",
                     path.display()
                 ));
             }
@@ -194,4 +194,8 @@ impl TrainError {
         };
         Some(hint.to_owned())
     }
+}
+
+fn quoted(origin: &str) -> String {
+    if origin.is_empty() { String::new() } else { format!(" `{origin}`") }
 }

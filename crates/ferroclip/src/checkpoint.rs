@@ -224,9 +224,9 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         infos.retain(|name, _| wanted(name));
         let origin = self.origin.clone();
         let weights = self.read_all(infos)?;
-        match weights.first_not_finite() {
+        match weights.first_impossible() {
             Some((tensor, found)) => {
-                Err(Error::NotFinite { origin, tensor: tensor.to_owned(), found })
+                Err(Error::ImpossibleWeight { origin, tensor: tensor.to_owned(), found })
             }
             None => Ok(weights),
         }

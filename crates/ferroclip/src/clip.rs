@@ -49,7 +49,7 @@ impl Clip {
     /// A model from its parts, for instance one that was just trained.
     ///
     /// # Errors
-    /// When the parts do not belong together, or a weight is NaN or infinite.
+    /// When the parts do not belong together, or a weight is NaN, infinite or impossible.
     pub fn from_parts(
         config: Config,
         weights: Weights,
@@ -65,9 +65,9 @@ impl Clip {
         if !differences.is_empty() {
             return Err(Error::Mismatch { origin: origin(), differences });
         }
-        if let Some((tensor, found)) = weights.first_not_finite() {
+        if let Some((tensor, found)) = weights.first_impossible() {
             let tensor = tensor.to_owned();
-            return Err(Error::NotFinite { origin: origin(), tensor, found });
+            return Err(Error::ImpossibleWeight { origin: origin(), tensor, found });
         }
         let logit_scale = weights.get("logit_scale").map_or(0.0, |tensor| tensor.data[0]);
         let params = Params::new(&weights, &Device::flex());

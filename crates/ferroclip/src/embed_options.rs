@@ -72,9 +72,18 @@ impl EmbedOptions<'_> {
     }
 
     /// The rows on the host, divided by their norm where that is asked for.
-    pub(crate) fn finish(&self, x: Tensor<2>) -> Vec<f32> {
+    pub(crate) fn finish(&self, x: Tensor<2>) -> Result<Vec<f32>, Error> {
         let unit = self.normalize && self.features == Features::Embedding;
-        elements(if unit { unit_rows(x) } else { x })
+        let dim = x.dims()[1].max(1);
+        let rows = elements(if unit { unit_rows(x) } else { x });
+        // A norm that overflows leaves zeros.
+        let sound = |row: &[f32]| {
+            row.iter().all(|value| value.is_finite()) && !(unit && row.iter().all(|&v| v == 0.0))
+        };
+        match rows.chunks_exact(dim).all(sound) {
+            true => Ok(rows),
+            false => Err(Error::NotFinite),
+        }
     }
 }
 

@@ -57,9 +57,9 @@ pub enum Error {
         /// Every missing, left-over and wrongly shaped tensor.
         differences: Differences,
     },
-    /// A weight is NaN or infinite.
-    #[error("the weights `{origin}` are not finite: `{tensor}` holds {found}")]
-    NotFinite {
+    /// A weight is NaN, infinite, or a value that it cannot have.
+    #[error("the weights `{origin}` cannot be used: `{tensor}` holds {found}")]
+    ImpossibleWeight {
         /// The file.
         origin: String,
         /// Name of the first such tensor.
@@ -67,6 +67,9 @@ pub enum Error {
         /// The value.
         found: f32,
     },
+    /// Finite weights gave embeddings that are NaN or infinite.
+    #[error("the model's embeddings are not finite numbers, though its weights are")]
+    NotFinite,
     /// A vocabulary file is bad.
     #[error("cannot read the tokenizer `{origin}`: {source}")]
     Tokenizer {
@@ -174,7 +177,10 @@ impl Error {
             Error::Io { .. } => "io",
             Error::UnknownPreset { .. } | Error::Config { .. } => "config",
             Error::NoModel { .. } => "model",
-            Error::Weights { .. } | Error::Mismatch { .. } | Error::NotFinite { .. } => "weights",
+            Error::Weights { .. }
+            | Error::Mismatch { .. }
+            | Error::ImpossibleWeight { .. }
+            | Error::NotFinite => "weights",
             Error::Tokenizer { .. } | Error::Vocabulary { .. } => "tokenizer",
             Error::Image { .. } => "image",
             Error::NoLabels | Error::NoTemplates | Error::NoPatches | Error::Template { .. } => {
@@ -202,8 +208,8 @@ impl Error {
             Error::Mismatch { .. } => {
                 "config and weights belong to different models, or the file is incomplete; take both from one source"
             }
-            Error::NotFinite { .. } => {
-                "the training that wrote this file diverged; use an earlier checkpoint"
+            Error::ImpossibleWeight { .. } | Error::NotFinite => {
+                "the training that wrote the weights diverged, or they are damaged; use another checkpoint"
             }
             Error::Tokenizer { source, .. } => return source.hint(),
             Error::Vocabulary { .. } => "use the `tokenizer.json` that came with the model",

@@ -176,7 +176,7 @@ impl ImageEncoder {
     /// Embeddings of those pictures that can be read, and what is wrong with the others.
     ///
     /// # Errors
-    /// When the caller raised the stop flag.
+    /// When the caller raised the stop flag, or the model gives numbers that are not finite.
     pub fn embed_images_with(
         &self,
         images: &[ImageSource<'_>],
@@ -196,7 +196,7 @@ impl ImageEncoder {
                     Features::Pooled => self.tower.pooled(&pixels, n),
                     Features::Patches => self.tower.patches(&pixels, n),
                 };
-                out.embeddings.append(&options.finish(x));
+                out.embeddings.append(&options.finish(x)?);
             }
             options.report(first + sources.len());
         }

@@ -110,10 +110,16 @@ impl Weights {
         differences(&config.parameter_shapes(), found)
     }
 
-    /// Name and value of the first element that is NaN or infinite.
-    pub fn first_not_finite(&self) -> Option<(&str, f32)> {
+    /// Name and value of the first element that no model can have: NaN, infinite, a variance below
+    /// zero, or a `logit_scale` whose exponential is infinite.
+    pub fn first_impossible(&self) -> Option<(&str, f32)> {
         self.0.iter().find_map(|(name, tensor)| {
-            let found = tensor.data.iter().find(|value| !value.is_finite())?;
+            let possible = |value: f32| match name.as_str() {
+                "logit_scale" => value.exp().is_finite(),
+                name if name.ends_with(".running_var") => value >= 0.0 && value.is_finite(),
+                _ => value.is_finite(),
+            };
+            let found = tensor.data.iter().find(|&&value| !possible(value))?;
             Some((name.as_str(), *found))
         })
     }

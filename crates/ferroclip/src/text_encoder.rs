@@ -126,7 +126,7 @@ impl TextEncoder {
                 Features::Pooled => self.tower.pooled(&ids),
                 _ => self.tower.forward(&ids),
             };
-            out.append(&options.finish(x));
+            out.append(&options.finish(x)?);
             options.report(first + texts.len());
         }
         Ok(out)

@@ -113,6 +113,31 @@ fn faults_of_the_weights_are_named() {
         weights.get_mut("text_projection").expect("present").data[3] = f32::NAN;
     });
     assert_error(&open_error(folder.path()), "weights", &["`text_projection` holds NaN"]);
+
+    let folder = directory(|weights| {
+        weights.get_mut("logit_scale").expect("present").data[0] = 100.0;
+    });
+    assert_error(&open_error(folder.path()), "weights", &["`logit_scale` holds 100"]);
+}
+
+#[test]
+fn a_variance_is_never_negative() {
+    let mut weights = ferroclip::Weights::new();
+    let name = "visual.bn1.running_var";
+    for (value, found) in [(0.0, None), (-0.5, Some((name, -0.5)))] {
+        weights.insert(name, WeightTensor { shape: vec![1], data: vec![value] });
+        assert_eq!(weights.first_impossible(), found);
+    }
+}
+
+#[test]
+fn embeddings_that_overflow_are_an_error() {
+    let folder = directory(|weights| {
+        weights.get_mut("text_projection").expect("present").data.fill(1e38);
+    });
+    let clip = Clip::open(folder.path()).expect("every weight is finite");
+    let error = clip.embed_texts(&["a cat"]).expect_err("infinite");
+    assert_error(&error, "weights", &["not finite"]);
 }
 
 #[test]

@@ -88,7 +88,7 @@ impl Teller<'_> {
                 self.note(&format!(
                     "{parameters} parameters, {epoch_len} samples an epoch, steps {step} to {steps}"
                 ));
-                self.steps = Some(Progress::new(self.common, "steps", steps as usize));
+                self.steps = Some(Progress::resumed(self.common, "steps", step, steps));
             }
             Event::Step { metrics, seconds_left, .. } => {
                 if let Some(progress) = &self.steps {
