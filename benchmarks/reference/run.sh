@@ -5,7 +5,7 @@
 #
 # Needs the packs in data/ and a Python with open_clip_torch. RECIPE's name NAME gives runs/NAME and
 # benchmarks/logs/NAME/, which gets the logs and scores of every seed and the pixel matcher's.
-# SEEDS ("0 1 2"): one pair of trainings each; one seed alone says little, see summary.py.
+# SEEDS ("0 1 2 3 4"): one pair of trainings each; one seed alone says little, see summary.py.
 # THREADS (1): the trainings of a pair run side by side, with so many threads each.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -41,7 +41,7 @@ train_open_clip() {
     cp "$out/result.json" "$logs/open_clip-$seed.json"
 }
 
-for seed in ${SEEDS:-0 1 2}; do
+for seed in ${SEEDS:-0 1 2 3 4}; do
     train_open_clip "$seed" &
     open_clip=$!
     train_ferroclip "$seed"

@@ -48,7 +48,7 @@ impl TextArgs {
         }
         match (texts.is_empty(), &self.texts) {
             (true, Some(source)) => {
-                Err(Error::input(format!("`{source}` holds no texts"))
+                Err(Error::input(format!("`{}` holds no texts", called(source)))
                     .hint("write one text per line"))
             }
             (true, None) => {
@@ -91,7 +91,7 @@ impl LabelArgs {
             }
         }
         if labels.is_empty() {
-            let source = self.labels.as_deref().unwrap_or("--label");
+            let source = self.labels.as_deref().map_or("--label", called);
             let error = Error::input(format!("`{source}` holds no labels"));
             return Err(error.hint("write one label per line"));
         }
@@ -129,6 +129,11 @@ impl TemplateArgs {
         ferroclip::check_templates(&templates)?;
         Ok(templates)
     }
+}
+
+/// A file of texts as messages name it.
+fn called(source: &str) -> &str {
+    if source == "-" { "standard input" } else { source }
 }
 
 /// Reads texts by the extension of the file's name; blank lines of plain text count as texts, so

@@ -265,8 +265,9 @@ fn an_existing_run_and_a_changed_config_are_refused() {
     let changed = place.config("a", &["run.seed=1"]);
     let error = train(&changed, Start::Resume).unwrap_err();
     assert!(error.to_string().ends_with("`run.seed` was 0, is 1"), "{error}");
-    // More epochs, another number of threads: allowed.
-    let longer = place.config("a", &["run.epochs=2", "run.threads=1"]);
+    // More epochs, another number of threads, a lower rate: allowed.
+    let changes = ["run.epochs=2", "run.threads=1", "optimizer.lr=1e-4"];
+    let longer = place.config("a", &changes);
     assert_eq!(train(&longer, Start::Resume).unwrap().step, 5);
     // One picture more: the order would be another one.
     fs::copy(place.out("data").join("red/0.png"), place.out("data").join("red/9.png")).unwrap();

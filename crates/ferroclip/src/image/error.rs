@@ -79,9 +79,8 @@ impl ImageError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            ImageError::Empty | ImageError::Truncated { .. } => {
-                "copy or download the file again; its end is missing"
-            }
+            ImageError::Empty => "copy or download the file again",
+            ImageError::Truncated { .. } => "copy or download the file again; its end is missing",
             ImageError::UnknownFormat { .. } => {
                 "PNG, JPEG, WebP, GIF, BMP and TIFF are read, told by content and not by name; convert the file to one of them"
             }
