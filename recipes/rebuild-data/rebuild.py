@@ -12,10 +12,13 @@ import sys
 import tomllib
 from pathlib import Path
 
-import emoji
-import openclipart
-from fetch import FetchError, fetch, open_deb, open_npm
-from pack import pixel_digests, read_table, table_digests, write_pack
+try:
+    import emoji
+    import openclipart
+    from fetch import FetchError, fetch, open_deb, open_npm
+    from pack import pixel_digests, read_table, table_digests, write_pack
+except ImportError as error:
+    sys.exit(f"{error}; first: pip install -r {Path(__file__).with_name('requirements.txt')}")
 
 HERE = Path(__file__).resolve().parent
 PACKS = ("emoji_train", "openclipart")
