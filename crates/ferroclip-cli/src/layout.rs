@@ -6,9 +6,10 @@
 //! failures.jsonl                   embed.json (the settings; they may not change on the way)
 //! ```
 //!
-//! Patch features are `[rows, patches, width]` in `img_emb`, and then there is no `text_emb`; all else
-//! is `[rows, numbers]`. The rows are cut into files of a fixed number of rows. Each file appears under its name when it
-//! is whole, the embeddings last: where they are, their number is finished and never done again.
+//! Patch features are `[rows, patches, width]` in `img_emb`, and then there is no `text_emb`; all
+//! else is `[rows, numbers]`. The rows are cut into files of a fixed number of rows. Each file
+//! appears under its name when it is whole, the embeddings last: where they are, their number is
+//! finished and never done again.
 
 use std::fs;
 use std::ops::Range;
@@ -98,8 +99,8 @@ impl Layout {
         Ok(done.map(failure).collect())
     }
 
-    /// The pieces of this shard that are still to do, and how many are finished. `folder` is that of
-    /// the embeddings.
+    /// The pieces of this shard that are still to do, and how many are finished. `folder` is that
+    /// of the embeddings.
     pub(crate) fn pieces(&self, n_rows: usize, folder: &str) -> Result<(Vec<Piece>, usize)> {
         let (shard, n_shards) = self.shard;
         let mut pieces = Vec::new();

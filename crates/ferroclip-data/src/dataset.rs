@@ -63,12 +63,13 @@ impl Dataset {
     /// Opens data; all `filters` must hold for a row to be kept.
     ///
     /// What may be opened, told by content:
-    /// - a directory or zip with `labels.tsv`, `labels.csv` or `labels.parquet`, whose column `file` (or
-    ///   `path`, `filepath`, `image`) holds paths below it; in a zip, all may lie in one folder;
+    /// - a directory or zip with `labels.tsv`, `labels.csv` or `labels.parquet`, whose column
+    ///   `file` (or `path`, `filepath`, `image`) holds paths below it; in a zip, all may lie in one
+    ///   folder;
     /// - a directory of class folders: columns `file` and `label`;
     /// - a tsv, csv or parquet file: paths relative to it, or absolute;
-    /// - WebDataset tars, one or a pattern such as `shards/{00000..00003}.tar`: columns `file`, `caption`
-    ///   from the `.txt`, and the keys of the `.json`.
+    /// - WebDataset tars, one or a pattern such as `shards/{00000..00003}.tar`: columns `file`,
+    ///   `caption` from the `.txt`, and the keys of the `.json`.
     ///
     /// A picture that is absent or broken is an error when it is read, not here.
     pub fn open(path: &Path, filters: &[Filter]) -> Result<Self, DataError> {

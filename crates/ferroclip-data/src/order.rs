@@ -76,8 +76,8 @@ pub struct Cursor {
 pub struct Visit {
     /// The epoch, from 0.
     pub epoch: u64,
-    /// The sample's number, from 0 to the length of an epoch: the same in every epoch, and distinct for
-    /// the repeats of a row. Key augmentation with (epoch, sample).
+    /// The sample's number, from 0 to the length of an epoch: the same in every epoch, and distinct
+    /// for the repeats of a row. Key augmentation with (epoch, sample).
     pub sample: u32,
     /// Which of the joined datasets.
     pub dataset: usize,
@@ -105,8 +105,8 @@ struct Share {
 impl Plan {
     /// Joins datasets, given the rows and the repeat of each.
     ///
-    /// A source with repeat 2.5 has every row twice an epoch, and half of its rows, another half each epoch,
-    /// once more. Repeat 0 leaves a source out.
+    /// A source with repeat 2.5 has every row twice an epoch, and half of its rows, another half
+    /// each epoch, once more. Repeat 0 leaves a source out.
     pub fn new(sources: &[(usize, f64)], seed: u64) -> Result<Self, DataError> {
         let invalid = |reason: String| DataError::InvalidPlan { reason };
         let mut shares = Vec::with_capacity(sources.len());
@@ -162,7 +162,8 @@ impl Plan {
     }
 }
 
-/// The visits of a run; see [`Plan::order`]. Never ends: take [`Order::left_in_epoch`] for one epoch.
+/// The visits of a run; see [`Plan::order`]. Never ends: take [`Order::left_in_epoch`] for one
+/// epoch.
 #[derive(Debug, Clone)]
 pub struct Order {
     plan: Plan,

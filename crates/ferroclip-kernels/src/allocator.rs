@@ -9,10 +9,10 @@ const PURGE_DELAY: mi_option_t = 15;
 /// Its default in milliseconds: anything else means another option, or a user's own choice.
 const DEFAULT_DELAY: c_long = 1000;
 
-/// Keeps freed memory for the next allocation instead of giving it back to the system after a second: a
-/// training step frees hundreds of megabytes that the next one, about a second later, wants again, at the
-/// cost of page faults. Returns whether the setting was changed; it is not where
-/// `MIMALLOC_PURGE_DELAY` is set.
+/// Keeps freed memory for the next allocation instead of giving it back to the system after a
+/// second: a training step frees hundreds of megabytes that the next one, about a second later,
+/// wants again, at the cost of page faults. Returns whether the setting was changed; it is not
+/// where `MIMALLOC_PURGE_DELAY` is set.
 ///
 /// To be called first thing in `main`, before there are threads.
 pub fn keep_freed_memory() -> bool {

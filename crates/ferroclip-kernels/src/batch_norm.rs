@@ -1,15 +1,15 @@
 //! Batch norm over the rows of a batch, with a rectifier behind it where one follows.
 //!
-//! With m and v the mean and the biased variance of a channel over all N rows, r = 1 / sqrt(v + eps)
-//! and h = (x - m) r:
+//! With m and v the mean and the biased variance of a channel over all N rows, r = 1 / sqrt(v +
+//! eps) and h = (x - m) r:
 //!
 //! - z = gain h + bias, and y = z, or max(z, 0) where rectified
 //! - dz = dy, or 0 where z was not above 0
 //! - dbias = sum over rows of dz, dgain = sum over rows of dz h
 //! - dx = gain r (dz - dbias / N - h dgain / N)
 //!
-//! Sums run over blocks of a fixed number of rows, in f32 inside a block and in f64 over the blocks in
-//! their order: they do not depend on the number of threads.
+//! Sums run over blocks of a fixed number of rows, in f32 inside a block and in f64 over the blocks
+//! in their order: they do not depend on the number of threads.
 
 use rayon::prelude::*;
 
@@ -109,8 +109,8 @@ impl BatchNorm {
         chunks.for_each(|(y, x)| apply(isa, x, &self.scale, &self.shift, self.rectified, y));
     }
 
-    /// The gradients of gain and bias, and dx into `dx`; the statistics are those of `x` itself. Uses
-    /// the threads of the current rayon pool.
+    /// The gradients of gain and bias, and dx into `dx`; the statistics are those of `x` itself.
+    /// Uses the threads of the current rayon pool.
     ///
     /// # Panics
     /// When x, dy and dx are not whole rows, equally many.

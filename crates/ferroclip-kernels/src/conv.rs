@@ -7,8 +7,8 @@
 //! - dw\[o, t, c\] = sum over p of dy\[p, o\] x\[p + t, c\]
 //! - dx is the same convolution of dy with w\[c, 8 - t, o\], see [`flipped_taps`]
 //!
-//! The forward product is that of [`gemm`](crate::gemm) with rows of A that are the neighbours of each
-//! position where they lie, so a position's result depends on no other row.
+//! The forward product is that of [`gemm`](crate::gemm) with rows of A that are the neighbours of
+//! each position where they lie, so a position's result depends on no other row.
 
 use std::ops::Range;
 
@@ -23,8 +23,8 @@ const TAPS: usize = 9;
 const PACKED: usize = 1 << 16;
 /// Positions whose neighbourhoods are written out at a time for the weight's gradient.
 const GRADIENT_ROWS: usize = 256;
-/// Partial sums of the weight's gradient. Their number is fixed, and they are added in order, so that
-/// the sum does not depend on the number of threads.
+/// Partial sums of the weight's gradient. Their number is fixed, and they are added in order, so
+/// that the sum does not depend on the number of threads.
 const PARTS: usize = 16;
 
 /// The shape of a batch of feature maps.
@@ -157,8 +157,8 @@ fn check(maps: Maps, [inputs, outputs]: [usize; 2], x: &[f32], weight: &[f32], y
     assert_eq!(weight.len(), outputs * TAPS * inputs, "length of the weight");
 }
 
-/// For each tap, the channels of the neighbours of these rows (at most MR): `border` beyond the border,
-/// and nothing beyond the rows.
+/// For each tap, the channels of the neighbours of these rows (at most MR): `border` beyond the
+/// border, and nothing beyond the rows.
 fn neighbour_rows<'a>(
     maps: Maps,
     inputs: usize,

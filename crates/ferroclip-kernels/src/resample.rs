@@ -124,8 +124,8 @@ pub struct Scratch {
 }
 
 dispatch! {
-    /// Resizes a picture of interleaved 8-bit samples. Sums are integers: every instruction set gives
-    /// the same bytes.
+    /// Resizes a picture of interleaved 8-bit samples. Sums are integers: every instruction set
+    /// gives the same bytes.
     ///
     /// | slice | shape |
     /// |---|---|

@@ -214,8 +214,8 @@ pub struct RunSection {
     /// Share of an image's patches that are left out in training.
     #[serde(default)]
     pub patch_dropout: f64,
-    /// What the batch norms of a ResNet use: `batch`, the statistics of the batch, or `frozen`, those
-    /// that the model came with. Models without batch norms ignore it.
+    /// What the batch norms of a ResNet use: `batch`, the statistics of the batch, or `frozen`,
+    /// those that the model came with. Models without batch norms ignore it.
     #[serde(default)]
     pub batch_norm: BatchNormMode,
     /// How the model directories `best` and `final` store their weights: `f32` or `f16`.
@@ -263,8 +263,8 @@ fn default_true() -> bool {
 }
 
 impl TrainConfig {
-    /// Reads a training file and applies `a.b=value` overrides; parts that are numbers index lists, and a
-    /// value that is no TOML is taken as a string.
+    /// Reads a training file and applies `a.b=value` overrides; parts that are numbers index lists,
+    /// and a value that is no TOML is taken as a string.
     ///
     /// # Errors
     /// When the file cannot be read, has an unknown field, or a value is out of range.

@@ -41,7 +41,8 @@ impl std::fmt::Debug for EvalOptions<'_> {
 pub struct ZeroShotTask<'a> {
     /// The column of labels.
     pub label_column: &'a str,
-    /// The labels to choose from; all that the data has, in alphabetical order, where there are none.
+    /// The labels to choose from; all that the data has, in alphabetical order, where there are
+    /// none.
     pub labels: Option<&'a [String]>,
     /// Wrap the labels; the model's own where there are none.
     pub templates: &'a [String],

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! By the chain rule the sum over micro-batches is the gradient of the whole, `logit_scale`
-//! included; only the order of f32 sums differs. A batch that is one micro-batch keeps its tape from
-//! the first pass and needs no second one.
+//! included; only the order of f32 sums differs. A batch that is one micro-batch keeps its tape
+//! from the first pass and needs no second one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,8 +49,8 @@ pub struct BatchOptions {
     pub micro_batch: usize,
     /// Rows with equal texts are positives of each other.
     pub multi_positive: bool,
-    /// Batch norms use the statistics of the batch, not the running ones. A micro-batch would then be
-    /// a batch of its own, so it must be whole.
+    /// Batch norms use the statistics of the batch, not the running ones. A micro-batch would then
+    /// be a batch of its own, so it must be whole.
     pub batch_statistics: bool,
 }
 
@@ -69,8 +69,8 @@ impl Towers {
         Towers { params, image, text }
     }
 
-    /// Unit embeddings of the pairs in `range`; by the statistics of the batch where there is a place
-    /// to note them.
+    /// Unit embeddings of the pairs in `range`; by the statistics of the batch where there is a
+    /// place to note them.
     fn forward(
         &self,
         batch: &Batch,

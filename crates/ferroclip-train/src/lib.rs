@@ -1,8 +1,8 @@
 //! Training and evaluation of CLIP models.
 //!
 //! [`run()`] trains from a [`TrainConfig`] and leaves a run directory; [`zero_shot`] and
-//! [`retrieval`] score a model on data. The loop is in `run/mod.rs` and can be read from top to bottom;
-//! each of its parts is a file:
+//! [`retrieval`] score a model on data. The loop is in `run/mod.rs` and can be read from top to
+//! bottom; each of its parts is a file:
 //!
 //! | file | holds |
 //! |---|---|
@@ -15,9 +15,9 @@
 //! | `checkpoint.rs`, `metrics.rs` | what a run writes |
 //! | `eval.rs` | scores |
 //!
-//! Nothing is printed: progress comes as [`Event`]s, and a flag that the caller raises stops the work
-//! in good order. A run directory holds `config.toml` (every default written out), `metrics.jsonl`,
-//! `curves.svg`, `checkpoint-STEP/`, `best/` (by validation) and `final/`.
+//! Nothing is printed: progress comes as [`Event`]s, and a flag that the caller raises stops the
+//! work in good order. A run directory holds `config.toml` (every default written out),
+//! `metrics.jsonl`, `curves.svg`, `checkpoint-STEP/`, `best/` (by validation) and `final/`.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]

@@ -1,9 +1,9 @@
 //! `metrics.jsonl`, one JSON object a line, and `curves.svg`, drawn from it.
 //!
-//! Lines of steps have `step`, `epoch`, `loss`, `lr`, `logit_scale`, `grad_norm`, which are the same
-//! in every repetition of a run, and `time` (`seconds`, `pairs_per_s`), which is not. Lines of
-//! validations have `step` and `valid`. A run that is resumed first cuts the file back to the length
-//! it had at the checkpoint.
+//! Lines of steps have `step`, `epoch`, `loss`, `lr`, `logit_scale`, `grad_norm`, which are the
+//! same in every repetition of a run, and `time` (`seconds`, `pairs_per_s`), which is not. Lines of
+//! validations have `step` and `valid`. A run that is resumed first cuts the file back to the
+//! length it had at the checkpoint.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};

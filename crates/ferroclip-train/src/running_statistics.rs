@@ -5,8 +5,8 @@ use ferroclip::{BatchStatistics, Weights};
 /// The share of the batch: PyTorch's default.
 const MOMENTUM: f32 = 0.1;
 
-/// Moves the running statistics towards those of the batch, as PyTorch does: the variance is that of a
-/// sample, divided by rows - 1.
+/// Moves the running statistics towards those of the batch, as PyTorch does: the variance is that
+/// of a sample, divided by rows - 1.
 ///
 /// # Panics
 /// When the weights have no running statistics of a norm's name.

@@ -221,8 +221,8 @@ impl Stream {
         }
     }
 
-    /// A share of bad samples of 1 is never exceeded: without this check, data that is all bad would
-    /// be read for ever.
+    /// A share of bad samples of 1 is never exceeded: without this check, data that is all bad
+    /// would be read for ever.
     fn stop_where_nothing_is_good(&self, tally: &Tally) -> Result<(), TrainError> {
         if tally.failed() == tally.seen() && tally.seen() >= 1000 {
             tally.check(0.999)?;

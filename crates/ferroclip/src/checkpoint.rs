@@ -74,8 +74,8 @@ impl Weights {
         SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config, |_| true)
     }
 
-    /// As [`Weights::load_for`], but only the tensors of one tower are read. Names and shapes of all
-    /// are checked.
+    /// As [`Weights::load_for`], but only the tensors of one tower are read. Names and shapes of
+    /// all are checked.
     pub(crate) fn load_tower(
         path: &Path,
         config: &ModelConfig,

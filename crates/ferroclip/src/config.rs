@@ -63,7 +63,8 @@ pub struct Config {
     pub model: ModelConfig,
     /// `preprocess_cfg`.
     pub preprocess: ImagePipeline,
-    /// `templates`: the prompts that the model is used with by default. open_clip ignores the field.
+    /// `templates`: the prompts that the model is used with by default. open_clip ignores the
+    /// field.
     pub templates: Vec<String>,
 }
 
@@ -104,8 +105,8 @@ pub struct VisionConfig {
     pub image_size: Sides,
     /// Blocks; or, for a ResNet, the blocks of its four stages.
     pub layers: Layers,
-    /// Channels of the residual stream; for a ResNet those behind its stem, which its stages make 32
-    /// times as many.
+    /// Channels of the residual stream; for a ResNet those behind its stem, which its stages make
+    /// 32 times as many.
     pub width: usize,
     /// Channels of an attention head: in the blocks, or in the pooling of a ResNet.
     #[serde(skip_serializing_if = "is_64")]
@@ -424,8 +425,8 @@ impl ModelConfig {
 }
 
 impl VisionConfig {
-    /// Patches down and across, what is left of the image beyond them is not seen; for a ResNet, the
-    /// positions of its last feature map.
+    /// Patches down and across, what is left of the image beyond them is not seen; for a ResNet,
+    /// the positions of its last feature map.
     pub fn grid(&self) -> [usize; 2] {
         let ([height, width], [down, across]) = (self.image_size.each(), self.patch());
         [height / down, width / across]

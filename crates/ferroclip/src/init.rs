@@ -60,8 +60,8 @@ fn is_resnet(name: &str) -> bool {
     ["visual.bn", "visual.layer", "visual.attnpool."].iter().any(|part| name.starts_with(part))
 }
 
-/// What a ResNet has besides convolutions. The last norm of each block begins at zero, so that the block
-/// begins as its shortcut.
+/// What a ResNet has besides convolutions. The last norm of each block begins at zero, so that the
+/// block begins as its shortcut.
 fn resnet_vector_or_pool(name: &str, pooled_std: f64) -> Law {
     match name {
         _ if name.starts_with("visual.attnpool.") && name.ends_with(".bias") => {

@@ -22,8 +22,8 @@
 //! what the towers are and how a picture is resized, cropped and normalised
 //! ([`image::ImagePipeline`]); [`Weights`] are the parameters by open_clip's names; [`Tokenizer`]
 //! turns a text into ids. A model directory has a file for each, in the layout of open_clip, which
-//! reads what we write. Where one tower is enough, [`ImageEncoder`] and [`TextEncoder`] open it alone
-//! and read no tensor of the other.
+//! reads what we write. Where one tower is enough, [`ImageEncoder`] and [`TextEncoder`] open it
+//! alone and read no tensor of the other.
 //!
 //! ```text
 //! bytes -> Picture -> ImagePipeline -> pixels -> ImageTower \
@@ -33,8 +33,8 @@
 //!
 //! The towers are written once, over Burn tensors and the leaf operations of `ferroclip-ops`.
 //! [`Params`] puts weights on a device: on a plain one for inference, on an autodiff one for
-//! training; `ferroclip-train` uses the very same towers. Rows of all sequences are packed one behind
-//! the other; nothing is padded, so that a batch of short texts costs what its tokens cost.
+//! training; `ferroclip-train` uses the very same towers. Rows of all sequences are packed one
+//! behind the other; nothing is padded, so that a batch of short texts costs what its tokens cost.
 //!
 //! # What holds everywhere
 //!

@@ -227,8 +227,8 @@ pub struct Params {
 }
 
 impl Params {
-    /// Copies the weights to a device. On an autodiff device every tensor but the running statistics
-    /// of batch norms requires its gradient.
+    /// Copies the weights to a device. On an autodiff device every tensor but the running
+    /// statistics of batch norms requires its gradient.
     pub fn new(weights: &Weights, device: &Device) -> Self {
         let tensors = weights.iter();
         let tensors = tensors.map(|(name, w)| (name.clone(), ParamTensor::new(name, w, device)));

@@ -11,8 +11,8 @@ const EXPANSION: usize = 4;
 struct Shapes(BTreeMap<String, Vec<usize>>);
 
 impl ModelConfig {
-    /// Name and shape of every tensor of the model, in open_clip's names and layouts: parameters, and
-    /// the running statistics of batch norms.
+    /// Name and shape of every tensor of the model, in open_clip's names and layouts: parameters,
+    /// and the running statistics of batch norms.
     pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = Shapes(BTreeMap::new());
         shapes.add("logit_scale", &[]);

@@ -2,8 +2,8 @@
 //!
 //! A template such as `a photo of a {}.` turns a label into a text. With several templates a label
 //! stands for the mean of its texts' unit embeddings, normalised again (OpenAI's prompt ensemble).
-//! The similarity of a picture and a label is the cosine of their embeddings; the score is the softmax
-//! over all labels of exp(`logit_scale`) times the similarity.
+//! The similarity of a picture and a label is the cosine of their embeddings; the score is the
+//! softmax over all labels of exp(`logit_scale`) times the similarity.
 
 use crate::clip::Clip;
 use crate::embeddings::{Embeddings, dot, normalize};

@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use super::tile::Tile;
 use super::{MR, NR};
 
-/// `c = a b` or `c += a b` for a tile of `rows` rows, in sub-tiles that the sixteen registers hold: 6 x 16,
-/// or 12 x 8 where 8 columns are left.
+/// `c = a b` or `c += a b` for a tile of `rows` rows, in sub-tiles that the sixteen registers hold:
+/// 6 x 16, or 12 x 8 where 8 columns are left.
 ///
 /// # Safety
 /// `a` points to `depth * MR` floats, `b` to `depth * NR`, `c` to `rows` rows of `cols` that
@@ -69,12 +69,12 @@ unsafe fn packed_rows<const R: usize, const W: usize>(
     unsafe { store(tile, c, sums) };
 }
 
-/// [`multiply`] for rows of A that are not packed: row `r` is the floats of `pieces[t][r]` for each `t` in turn,
-/// `inputs` of them.
+/// [`multiply`] for rows of A that are not packed: row `r` is the floats of `pieces[t][r]` for each
+/// `t` in turn, `inputs` of them.
 ///
 /// # Safety
-/// The first `rows` slices of each piece hold `inputs` floats, `b` points to `pieces.len() * inputs` rows of
-/// NR; `c` as in [`multiply`].
+/// The first `rows` slices of each piece hold `inputs` floats, `b` points to
+/// `pieces.len() * inputs` rows of NR; `c` as in [`multiply`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn multiply_pieces(
     tile: Tile,
@@ -203,12 +203,12 @@ fn first(n: usize) -> __m256i {
     _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), lanes)
 }
 
-/// `out[p * ld + r] = rows[r][p]` for `p < depth`, 0 where a row is empty, by transposing 8 x 8 blocks in
-/// registers.
+/// `out[p * ld + r] = rows[r][p]` for `p < depth`, 0 where a row is empty, by transposing 8 x 8
+/// blocks in registers.
 ///
 /// # Safety
-/// There are at most 8 rows, each empty or of at least `depth` floats; `out` points to `depth` rows of
-/// `rows.len()` that are `ld` apart.
+/// There are at most 8 rows, each empty or of at least `depth` floats; `out` points to `depth` rows
+/// of `rows.len()` that are `ld` apart.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn interleave(rows: &[&[f32]], depth: usize, out: *mut f32, ld: usize) {
     let written = first(rows.len());

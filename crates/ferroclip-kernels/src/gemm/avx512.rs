@@ -78,8 +78,8 @@ fn first(n: usize) -> __mmask16 {
 /// blocks in registers.
 ///
 /// # Safety
-/// There are at most 16 rows, each empty or of at least `depth` floats; `out` points to `depth` rows of
-/// `rows.len()` that are `ld` apart.
+/// There are at most 16 rows, each empty or of at least `depth` floats; `out` points to `depth`
+/// rows of `rows.len()` that are `ld` apart.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn interleave(rows: &[&[f32]], depth: usize, out: *mut f32, ld: usize) {
     let written = first(rows.len());

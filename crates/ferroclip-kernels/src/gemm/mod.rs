@@ -153,8 +153,8 @@ pub fn gemm_serial(
     }
 }
 
-/// The block of C whose rows of A begin at (`i0`, `k0`). Rows that lie in one piece are packed only for the
-/// sets whose kernel wants it.
+/// The block of C whose rows of A begin at (`i0`, `k0`). Rows that lie in one piece are packed only
+/// for the sets whose kernel wants it.
 fn multiply<'a>(
     block: &Block,
     a: Matrix<'a>,

@@ -54,9 +54,9 @@ impl Block {
         false
     }
 
-    /// As [`Block::multiply`], but the rows of A are not packed: `rows_of(first, pieces)` names those of the tile
-    /// that begins with row `first`, as `depth / inputs` pieces of `inputs` floats. Sets without a kernel
-    /// for that pack them into `buffer`.
+    /// As [`Block::multiply`], but the rows of A are not packed: `rows_of(first, pieces)` names
+    /// those of the tile that begins with row `first`, as `depth / inputs` pieces of `inputs`
+    /// floats. Sets without a kernel for that pack them into `buffer`.
     pub(crate) fn multiply_rows<'a>(
         &self,
         inputs: usize,

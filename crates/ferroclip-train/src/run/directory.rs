@@ -14,8 +14,9 @@ use super::FINAL;
 
 const CONFIG_FILE: &str = "config.toml";
 
-/// The run directory, locked by the process that trains; the system lets go of it when that ends, however
-/// it ends. None where the system cannot open or lock a directory: then the user must take care.
+/// The run directory, locked by the process that trains; the system lets go of it when that ends,
+/// however it ends. None where the system cannot open or lock a directory: then the user must take
+/// care.
 pub(super) type Lock = Option<fs::File>;
 
 /// Makes the run directory, which must not hold a run, and locks it.
@@ -60,7 +61,8 @@ pub(super) fn write_config(config: &TrainConfig) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// The last checkpoint of the run in `out`, or the fresh state where there is none yet; and the lock.
+/// The last checkpoint of the run in `out`, or the fresh state where there is none yet; and the
+/// lock.
 pub(super) fn resume(
     config: &TrainConfig,
     files: &ModelFiles,

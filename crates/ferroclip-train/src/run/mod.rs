@@ -10,8 +10,8 @@
 //! write the final model
 //! ```
 //!
-//! Everything random is keyed by (seed, purpose, epoch, sample) and every sum has one order, so a run
-//! that is killed and resumed gives the same bytes as one that is not.
+//! Everything random is keyed by (seed, purpose, epoch, sample) and every sum has one order, so a
+//! run that is killed and resumed gives the same bytes as one that is not.
 
 mod directory;
 mod dry_run;

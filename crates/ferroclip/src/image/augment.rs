@@ -10,9 +10,9 @@
 //! was shrunk where it is much larger. Both work on premultiplied alpha. What lies outside of the
 //! picture is black.
 //!
-//! Where no background is drawn, alpha is dropped, as it is in evaluation: at the end, so that what is
-//! transparent is black; but at once, so that the colours hidden there show, where evaluation would not
-//! have to resize the picture and would show them too.
+//! Where no background is drawn, alpha is dropped, as it is in evaluation: at the end, so that what
+//! is transparent is black; but at once, so that the colours hidden there show, where evaluation
+//! would not have to resize the picture and would show them too.
 //!
 //! All randomness comes from the generator given, so equal generators give equal pictures.
 
@@ -35,8 +35,8 @@ const MAX_TAPS: f64 = 3.0;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Augment {
-    /// Least and greatest area of the crop, as a share of the picture's. Where both are 1, the whole
-    /// picture is taken, whatever the ratio.
+    /// Least and greatest area of the crop, as a share of the picture's. Where both are 1, the
+    /// whole picture is taken, whatever the ratio.
     pub scale: [f64; 2],
     /// Least and greatest width / height of the crop.
     pub ratio: [f64; 2],
@@ -52,8 +52,8 @@ pub struct Augment {
     pub affine_prob: f64,
     /// Probability of mirroring left and right.
     pub flip_prob: f64,
-    /// Strengths of the colour jitter: brightness, contrast, saturation (factors 1 - s to 1 + s) and
-    /// hue (turns of the colour circle either way, at most 0.5).
+    /// Strengths of the colour jitter: brightness, contrast, saturation (factors 1 - s to 1 + s)
+    /// and hue (turns of the colour circle either way, at most 0.5).
     pub color_jitter: [f64; 4],
     /// Probability of the colour jitter.
     pub color_jitter_prob: f64,

@@ -59,7 +59,8 @@ impl<'a> Directory<'a> {
     }
 }
 
-/// The orientation that EXIF data states, with or without its `Exif` prefix; 1 (as stored) otherwise.
+/// The orientation that EXIF data states, with or without its `Exif` prefix; 1 (as stored)
+/// otherwise.
 pub(super) fn orientation(exif: &[u8]) -> u8 {
     let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
     match Directory::first(tiff).and_then(|directory| directory.short(ORIENTATION)) {

@@ -119,8 +119,8 @@ where
 }
 
 impl PreprocessConfig {
-    /// Fills in open_clip's defaults; `image_size` (height, width) is the image tower's and holds where
-    /// the config names no size.
+    /// Fills in open_clip's defaults; `image_size` (height, width) is the image tower's and holds
+    /// where the config names no size.
     ///
     /// # Errors
     /// When a value is out of range.

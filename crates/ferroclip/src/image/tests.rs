@@ -99,8 +99,8 @@ fn decoding_gives_the_bytes_of_pil() {
     }
 }
 
-/// JPEG leaves rounding and chroma upsampling to the decoder. Measured against libjpeg-turbo: at most
-/// 4 for one sample and 0.3 on average (4:2:0); lossy WebP equals libwebp's on these files.
+/// JPEG leaves rounding and chroma upsampling to the decoder. Measured against libjpeg-turbo: at
+/// most 4 for one sample and 0.3 on average (4:2:0); lossy WebP equals libwebp's on these files.
 #[test]
 fn lossy_formats_are_near_pil() {
     for (case, expected) in cases("lossy") {
@@ -279,7 +279,8 @@ mod bad_files {
         ] {
             let whole = file(name);
             let step = (whole.len() / 97).max(1);
-            // PNG's end chunk and checksum, a GIF's last marks and BMP's end code may be missing, as in PIL.
+            // PNG's end chunk and checksum, a GIF's last marks and BMP's end code may be missing,
+            // as in PIL.
             let spare = [(".png", 20), (".gif", 4), (".bmp", 2)];
             let spare = spare.iter().find(|(end, _)| name.ends_with(end)).map_or(0, |(_, n)| *n);
             for n in (0..whole.len() - spare).step_by(step) {

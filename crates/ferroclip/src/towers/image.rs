@@ -84,8 +84,8 @@ impl ImageTower {
 
     /// Patch features, `[n * patches, width]`, along the rows of the grid: open_clip's
     /// `output_tokens`. Those of a Vision Transformer leave its blocks and have passed `ln_post`,
-    /// unless the config applies it behind the pooling (`final_ln_after_pool`); the class row is left
-    /// out. Those of a ResNet are the positions of its last feature map.
+    /// unless the config applies it behind the pooling (`final_ln_after_pool`); the class row is
+    /// left out. Those of a ResNet are the positions of its last feature map.
     ///
     /// # Panics
     /// As [`ImageTower::forward`].

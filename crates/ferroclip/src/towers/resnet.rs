@@ -22,8 +22,8 @@ use super::unfold::Unfold;
 use crate::config::{BATCH_NORM_EPS, ModelConfig};
 use crate::param::Params;
 
-/// Mean and variance of the batch for each batch norm, by the norm's name in checkpoints, beside the
-/// number of rows that they were taken over.
+/// Mean and variance of the batch for each batch norm, by the norm's name in checkpoints, beside
+/// the number of rows that they were taken over.
 pub type BatchStatistics = BTreeMap<String, (Moments, usize)>;
 
 /// Which statistics the batch norms use.

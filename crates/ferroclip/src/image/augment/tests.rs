@@ -263,8 +263,8 @@ fn settings_are_strict() {
     }
 }
 
-/// What evaluation shows of a picture: hidden colours as they are where it has the model's size, black where
-/// it must be resized.
+/// What evaluation shows of a picture: hidden colours as they are where it has the model's size,
+/// black where it must be resized.
 #[test]
 fn hidden_colours_show_where_evaluation_shows_them() {
     let hidden = Picture::from_rgba8(8, 8, [200, 100, 50, 0].repeat(64));
