@@ -12,12 +12,15 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "examples"))
+import draw_examples
+
 PROGRAM = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/ferroclip"
 HELD_OUT = "hash%20=0"
 # Flags look alike in every drawing style, components are not things.
@@ -45,17 +48,11 @@ def examples() -> str:
     return f"| the first command: 12 pictures, 40 labels | {right} of 12 right |"
 
 
-def all_labels(path: str, column: str) -> set:
-    with zipfile.ZipFile(ROOT / path) as archive:
-        table = archive.read("labels.tsv").decode().splitlines()
-    place = table[0].split("\t").index(column)
-    return {row.split("\t")[place] for row in table[1:]}
-
-
 def among_all(name: str, path: str, column: str, filters: list) -> str:
     """The same pictures among the labels of all rows, those of training included."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
-        file.write("\n".join(sorted(all_labels(path, column))) + "\n")
+        rows = draw_examples.read_table((ROOT / path).parent, Path(path).stem)
+        file.write("\n".join(sorted({row[column] for row in rows})) + "\n")
         file.flush()
         return held_out(name, path, column, filters, "--labels", file.name)
 

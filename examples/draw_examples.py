@@ -5,7 +5,7 @@
 Twelve pictures and 40 labels (theirs and 28 others) are drawn with
 `random.Random(0)` from the rows of emoji_train.zip and openclipart.zip that no
 training run of ferroclip sees: a row is held out when its file name hashes to
-a multiple of 20 (`held_out`). What may be drawn follows from the text tables
+a multiple of 20 (`hash_of`). What may be drawn follows from the text tables
 alone, never from a model or from a look at the pictures:
 
 - emoji rows of the categories Flags and Component are left out: the former look
@@ -30,6 +30,7 @@ from pathlib import Path
 PICTURES = 12
 OTHER_LABELS = 28
 HELD_OUT_EVERY = 20
+HELD_OUT = 0
 LABEL_COLUMN = {"emoji_train": "label", "openclipart": "title"}
 
 # pack or vendor -> (licence, credit line), as in the README of the data packs.
@@ -68,11 +69,6 @@ def hash_of(file: str) -> int:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_EVERY
 
 
-def held_out(file: str) -> bool:
-    """The project's rule for rows kept out of training (1 in 20)."""
-    return hash_of(file) == 0
-
-
 def may_be_drawn(pack: str, cells: dict[str, str]) -> bool:
     """The two constraints that the docstring of this script states."""
     if pack == "emoji_train":
@@ -81,22 +77,26 @@ def may_be_drawn(pack: str, cells: dict[str, str]) -> bool:
     return title.isascii() and not re.search(r"\d", title) and 1 <= len(title.split()) <= 4
 
 
-def read_pool(data: Path) -> list[Row]:
-    """All rows that may be drawn, in an order that does not depend on the zip."""
+def read_table(data: Path, pack: str) -> list[dict[str, str]]:
+    """The rows of a pack, in its order."""
+    with zipfile.ZipFile(data / f"{pack}.zip") as archive:
+        text = archive.read("labels.tsv").decode("utf-8")
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def read_pool(data: Path, hashed: int = HELD_OUT) -> list[Row]:
+    """All rows with that hash that may be drawn, in an order that does not depend on the zip."""
     pool = []
     for pack, label_column in LABEL_COLUMN.items():
-        with zipfile.ZipFile(data / f"{pack}.zip") as archive:
-            text = archive.read("labels.tsv").decode("utf-8")
-        for cells in csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE):
-            if held_out(cells["file"]) and may_be_drawn(pack, cells):
+        for cells in read_table(data, pack):
+            if hash_of(cells["file"]) == hashed and may_be_drawn(pack, cells):
                 source = cells.get("vendor", pack)
                 pool.append(Row(pack, cells["file"], cells[label_column], source))
     return sorted(pool, key=lambda row: (row.pack, row.file))
 
 
-def draw(pool: list[Row]) -> tuple[list[Row], list[str]]:
-    """The pictures and the shuffled labels: first come, first served, per label."""
-    rng = random.Random(0)
+def draw(pool: list[Row], rng: random.Random) -> list[Row]:
+    """Rows of different labels, first come, first served: those of the pictures are the first."""
     rng.shuffle(pool)
     first_of_label: dict[str, Row] = {}
     for row in pool:
@@ -104,9 +104,7 @@ def draw(pool: list[Row]) -> tuple[list[Row], list[str]]:
     drawn = list(first_of_label.values())[: PICTURES + OTHER_LABELS]
     if len(drawn) < PICTURES + OTHER_LABELS:
         raise SystemExit(f"the packs hold too few labels to draw from: {len(drawn)}")
-    labels = [row.label for row in drawn]
-    rng.shuffle(labels)
-    return drawn[:PICTURES], labels
+    return drawn
 
 
 def file_stem(label: str) -> str:
@@ -158,8 +156,11 @@ def credits_text(named: dict[str, Row]) -> str:
 
 
 def write_examples(data: Path, out: Path) -> None:
-    pictures, labels = draw(read_pool(data))
-    named = name_files(pictures)
+    rng = random.Random(0)
+    drawn = draw(read_pool(data), rng)
+    labels = [row.label for row in drawn]
+    rng.shuffle(labels)
+    named = name_files(drawn[:PICTURES])
     folder = out / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):
