@@ -114,13 +114,16 @@ impl Weights {
     /// zero, or a `logit_scale` whose exponential is infinite.
     pub fn first_impossible(&self) -> Option<(&str, f32)> {
         self.0.iter().find_map(|(name, tensor)| {
-            let possible = |value: f32| match name.as_str() {
-                "logit_scale" => value.exp().is_finite(),
-                name if name.ends_with(".running_var") => value >= 0.0 && value.is_finite(),
-                _ => value.is_finite(),
+            // Hundreds of millions of elements may pass here: the name is looked at once a tensor.
+            let mut data = tensor.data.iter().copied();
+            let found = match name.as_str() {
+                "logit_scale" => data.find(|value| !value.exp().is_finite()),
+                name if name.ends_with(".running_var") => {
+                    data.find(|&value| !(value.is_finite() && value >= 0.0))
+                }
+                _ => data.find(|value| !value.is_finite()),
             };
-            let found = tensor.data.iter().find(|&&value| !possible(value))?;
-            Some((name.as_str(), *found))
+            Some((name.as_str(), found?))
         })
     }
 }
