@@ -21,11 +21,17 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// The training file cannot be read or has a value out of range.
-    #[error("invalid training config{}: {reason}", quoted(origin))]
+    #[error("invalid training config `{origin}`: {reason}")]
     Config {
-        /// The file, or the override; empty where a value does not fit the others.
+        /// The file, or the override.
         origin: String,
         /// The field and what is wrong with it.
+        reason: String,
+    },
+    /// Values that are right by themselves do not fit the data, the model or the run.
+    #[error("the training settings do not fit: {reason}")]
+    Unfit {
+        /// The field and what it does not fit.
         reason: String,
     },
     /// `out` holds a run already.
@@ -130,7 +136,9 @@ impl TrainError {
     pub fn kind(&self) -> &'static str {
         match self {
             TrainError::Io { .. } => "io",
-            TrainError::Config { .. } | TrainError::ConfigChanged { .. } => "config",
+            TrainError::Config { .. }
+            | TrainError::Unfit { .. }
+            | TrainError::ConfigChanged { .. } => "config",
             TrainError::RunExists { .. }
             | TrainError::OutNotEmpty { .. }
             | TrainError::RunBusy { .. }
@@ -158,7 +166,7 @@ impl TrainError {
                 ErrorKind::PermissionDenied => "check the permissions",
                 _ => return None,
             },
-            TrainError::Config { .. } => "correct the field named; docs/training.md lists them all",
+            TrainError::Config { .. } | TrainError::Unfit { .. } => "correct the field named; docs/training.md lists them all",
             TrainError::RunExists { .. } => {
                 "go on with it by `--resume`, or choose another directory by `--set run.out=...`"
             }
@@ -194,8 +202,4 @@ impl TrainError {
         };
         Some(hint.to_owned())
     }
-}
-
-fn quoted(origin: &str) -> String {
-    if origin.is_empty() { String::new() } else { format!(" `{origin}`") }
 }

@@ -32,7 +32,7 @@ pub(crate) fn start(config: &TrainConfig) -> Result<ModelFiles, TrainError> {
         fresh(Config::from_json(&json, &section.config)?, seed)?
     };
     let checked = config.validate_for(&files.config.model);
-    checked.map_err(|reason| TrainError::config("", reason))?;
+    checked.map_err(|reason| TrainError::Unfit { reason })?;
     if !section.templates.is_empty() {
         files.config.templates.clone_from(&section.templates);
     }

@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
                 data.plan.epoch_len(),
                 config.run.batch_size
             );
-            return Err(TrainError::config("", reason));
+            return Err(TrainError::Unfit { reason });
         }
         let files = model::start(config)?;
         let fresh = fresh_state(config, &files, &data);
@@ -117,7 +117,7 @@ impl<'a> Run<'a> {
                 "`run.epochs`: {} are {steps} steps, and the run has done {}",
                 config.run.epochs, state.progress.step
             );
-            return Err(TrainError::config("", reason));
+            return Err(TrainError::Unfit { reason });
         }
         // The number of epochs may have changed.
         write_config(config)?;
