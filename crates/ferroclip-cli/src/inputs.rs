@@ -153,22 +153,23 @@ fn read_utf8(source: &str) -> Result<String> {
     let text = String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        Error::input(format!("`{source}` is not UTF-8: line {line}")).hint("save it as UTF-8")
+        let message = format!("`{}` is not UTF-8: line {line}", called(source));
+        Error::input(message).hint("save it as UTF-8")
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Reads a file or, for `-`, standard input.
 fn read_bytes(source: &str, limit: u64) -> Result<Vec<u8>> {
-    let path = Path::new(source);
     let mut bytes = Vec::new();
     let read = match source {
         "-" => interrupt::while_blocked(|| io::stdin().take(limit + 1).read_to_end(&mut bytes)),
-        _ => File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)),
+        _ => File::open(source).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)),
     };
-    read.map_err(|error| Error::file("read", path, &error))?;
+    let name = called(source);
+    read.map_err(|error| Error::file("read", Path::new(name), &error))?;
     if bytes.len() as u64 > limit {
-        return Err(Error::input(format!("`{source}` is too large: more than {limit} bytes"))
+        return Err(Error::input(format!("`{name}` is too large: more than {limit} bytes"))
             .hint("split it into several files"));
     }
     Ok(bytes)
