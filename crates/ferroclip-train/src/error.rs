@@ -166,7 +166,9 @@ impl TrainError {
                 ErrorKind::PermissionDenied => "check the permissions",
                 _ => return None,
             },
-            TrainError::Config { .. } | TrainError::Unfit { .. } => "correct the field named; docs/training.md lists them all",
+            TrainError::Config { .. } | TrainError::Unfit { .. } => {
+                "correct the field named; docs/training.md lists them all"
+            }
             TrainError::RunExists { .. } => {
                 "go on with it by `--resume`, or choose another directory by `--set run.out=...`"
             }
