@@ -29,19 +29,19 @@ fn normal_cdf<M: MulAdd>(x: f32) -> f32 {
     0.5 * (1.0 + erf::<M>(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
+/// The activation of one number.
+#[inline(always)]
+pub(crate) fn activated<M: MulAdd>(kind: Activation, x: f32) -> f32 {
+    match kind {
+        Activation::QuickGelu => x * logistic::<M>(1.702 * x),
+        Activation::Gelu => x * normal_cdf::<M>(x),
+    }
+}
+
 #[inline(always)]
 fn forward_body<M: MulAdd>(kind: Activation, x: &[f32], y: &mut [f32]) {
-    match kind {
-        Activation::QuickGelu => {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = x * logistic::<M>(1.702 * x);
-            }
-        }
-        Activation::Gelu => {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = x * normal_cdf::<M>(x);
-            }
-        }
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = activated::<M>(kind, x);
     }
 }
 

@@ -15,6 +15,7 @@ use crate::Isa;
 use crate::gemm::{Matrix, Scratch, gemm_serial};
 use crate::isa::{MulAdd, dispatch};
 use crate::math::{exp, lane_sum};
+use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
 
 /// What one attention operation looks like beside its spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,8 @@ impl AttentionShape {
         self.heads * self.head_width
     }
 
-    fn scale(self) -> f32 {
+    /// What scores are multiplied with before the softmax: `head_width^-1/2`.
+    pub fn scale(self) -> f32 {
         (self.head_width as f32).sqrt().recip()
     }
 }
@@ -56,24 +58,63 @@ fn split<'a>(mut x: &'a mut [f32], offsets: &[usize], width: usize) -> Vec<&'a m
     spans
 }
 
+/// Memory that [`attend`] reuses between calls.
+#[derive(Debug)]
+pub struct AttentionScratch {
+    p: Vec<f32>,
+    rows: PackedRows,
+    columns: PackedWeights,
+}
+
+impl AttentionScratch {
+    /// Memory for this instruction set.
+    pub fn new(isa: Isa) -> Self {
+        let columns = PackedWeights::pack(isa, Precision::F32, [0, 0], Matrix::rows(&[], 0));
+        AttentionScratch { p: Vec::new(), rows: PackedRows::default(), columns }
+    }
+}
+
 /// `out` (`[rows, width]`) from `qkv` (`[rows, 3 width]`), span by span of `offsets`.
 pub fn attention(isa: Isa, shape: AttentionShape, offsets: &[usize], qkv: &[f32], out: &mut [f32]) {
     let width = shape.width();
     let outs = split(out, offsets, width);
-    outs.into_par_iter().enumerate().for_each_init(Buffers::default, |buffers, (i, out)| {
+    let scratch = || AttentionScratch::new(isa);
+    outs.into_par_iter().enumerate().for_each_init(scratch, |scratch, (i, out)| {
         let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
-        let n = offsets[i + 1] - offsets[i];
-        for head in 0..shape.heads {
-            if n == 0 {
-                continue;
-            }
-            probabilities(isa, shape, qkv, n, head, buffers);
-            let v = part(qkv, shape, head, 2);
-            let p = Matrix::rows(&buffers.p, n);
+        for head in 0..if out.is_empty() { 0 } else { shape.heads } {
             let out = &mut out[head * shape.head_width..];
-            gemm_serial(isa, [n, shape.head_width, n], p, v, out, width, false, &mut buffers.gemm);
+            attend(isa, shape, head, qkv, out, width, scratch);
         }
     });
+}
+
+/// One head of one span: `qkv` holds the rows of the span, `[rows, 3 width]`; row `i` of the result is
+/// the first `head_width` elements of `out[i * ld..]`. On the calling thread.
+pub fn attend(
+    isa: Isa,
+    shape: AttentionShape,
+    head: usize,
+    qkv: &[f32],
+    out: &mut [f32],
+    ld: usize,
+    scratch: &mut AttentionScratch,
+) {
+    let (n, d) = (qkv.len() / (3 * shape.width()), shape.head_width);
+    if n == 0 {
+        return;
+    }
+    let [q, k, v] = [0, 1, 2].map(|third| part(qkv, shape, head, third));
+    let AttentionScratch { p, rows, columns } = scratch;
+    p.resize(n * n, 0.0);
+    columns.repack([n, d], k);
+    rows.fill(isa, Precision::F32, [n, d], |i, row| {
+        row.copy_from_slice(&q.data[i * q.row..][..d]);
+    });
+    multiply(columns, rows, None, Finish::Store, p, n, false);
+    softmax_rows(isa, n, shape.scale(), shape.causal, p);
+    columns.repack([d, n], v.transposed());
+    rows.fill(isa, Precision::F32, [n, n], |i, row| row.copy_from_slice(&p[i * n..][..n]));
+    multiply(columns, rows, None, Finish::Store, out, ld, false);
 }
 
 /// `dqkv` (`[rows, 3 width]`) from `qkv` and `dout` (`[rows, width]`).
@@ -322,6 +363,35 @@ dispatch! {
         shape: AttentionShape, q: &[f32], kv: &[f32], dout: &[f32],
         buffers: &mut Buffers, dq: &mut [f32], dkv: &mut [f32],
     ) = pooled_backward_body
+}
+
+#[inline(always)]
+fn attend_row_body<M: MulAdd>(
+    scale: f32,
+    query: &[f32],
+    rows: &[f32],
+    p: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let width = query.len();
+    p.clear();
+    p.extend(rows.chunks_exact(width).map(|row| lane_sum(width, |c| query[c] * row[c])));
+    let n = p.len();
+    softmax_row::<M>(p, n, scale);
+    out.fill(0.0);
+    for (&p, row) in p.iter().zip(rows.chunks_exact(width)) {
+        for (out, &x) in out.iter_mut().zip(row) {
+            *out = M::mul_add(p, x, *out);
+        }
+    }
+}
+
+dispatch! {
+    /// The mean of `rows` (`[n, width]`) weighted by softmax(scale query . row) into `out`; `p` is
+    /// memory.
+    pub fn attend_row(
+        scale: f32, query: &[f32], rows: &[f32], p: &mut Vec<f32>, out: &mut [f32],
+    ) = attend_row_body
 }
 
 #[cfg(test)]

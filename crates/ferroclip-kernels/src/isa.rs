@@ -1,8 +1,8 @@
 //! Which instruction set the kernels run on, decided once at run time.
 //!
-//! The environment variable `FERROCLIP_ISA` (`scalar`, `avx2`, `avx512`) forces a set that is
-//! lower than the best one present, so that tests can cover all of them on one machine. A set
-//! that the processor lacks is never chosen.
+//! The environment variable `FERROCLIP_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`)
+//! forces a set that is lower than the best one present, so that tests can cover all of them on
+//! one machine. A set that the processor lacks is never chosen.
 
 use std::sync::OnceLock;
 
@@ -18,8 +18,32 @@ pub(crate) enum Level {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// AVX-512 F, BW, DQ and VL, which all servers with AVX-512 have.
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    Avx512(Dots),
+}
+
+/// What an AVX-512 processor multiplies short numbers with.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Dots {
+    /// 16-bit integers at most.
+    None,
+    /// 8-bit integers as well.
+    Vnni,
+    /// bf16 as well.
+    VnniBf16,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Dots {
+    pub(crate) fn vnni(self) -> bool {
+        self >= Dots::Vnni
+    }
+
+    pub(crate) fn bf16(self) -> bool {
+        self >= Dots::VnniBf16
+    }
 }
 
 impl Isa {
@@ -44,8 +68,18 @@ impl Isa {
             if fma {
                 sets.push(Isa(Level::Avx2));
             }
-            if fma && is_x86_feature_detected!("avx512f") {
-                sets.push(Isa(Level::Avx512));
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if fma && avx512 {
+                sets.push(Isa(Level::Avx512(Dots::None)));
+                if is_x86_feature_detected!("avx512vnni") {
+                    sets.push(Isa(Level::Avx512(Dots::Vnni)));
+                    if is_x86_feature_detected!("avx512bf16") {
+                        sets.push(Isa(Level::Avx512(Dots::VnniBf16)));
+                    }
+                }
             }
         }
         sets
@@ -58,7 +92,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => "avx512",
+            Level::Avx512(Dots::None) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(Dots::Vnni) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(Dots::VnniBf16) => "avx512bf16",
         }
     }
 }
@@ -115,7 +153,7 @@ macro_rules! dispatch {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                $crate::isa::Level::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512(_) => unsafe { avx512($($arg),*) },
             }
         }
     };

@@ -15,16 +15,19 @@ mod gemm;
 mod isa;
 mod layer_norm;
 mod math;
+mod packed;
 pub mod resample;
 
 pub use activation::{Activation, activation, activation_backward};
 #[cfg(feature = "mimalloc")]
 pub use allocator::keep_freed_memory;
 pub use attention::{
-    AttentionShape, attention, attention_backward, attention_pooled, attention_pooled_backward,
+    AttentionScratch, AttentionShape, attend, attend_row, attention, attention_backward,
+    attention_pooled, attention_pooled_backward,
 };
 pub use batch_norm::{BatchNorm, Moments};
 pub use conv::{Maps, conv3x3, conv3x3_weight_gradient, flipped_taps};
 pub use gemm::{Matrix, Scratch, gemm, gemm_serial};
 pub use isa::Isa;
 pub use layer_norm::{layer_norm, layer_norm_backward};
+pub use packed::{Finish, PackedRows, PackedWeights, Precision, multiply};

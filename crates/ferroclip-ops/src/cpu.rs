@@ -30,6 +30,27 @@ impl Cpu {
         self.0.as_slice().expect("made contiguous when it was taken")
     }
 
+    /// An operand of packed weights, whatever its rank. Where nothing else holds the tensor,
+    /// [`Cpu::data_mut`] then changes it in place.
+    ///
+    /// # Panics
+    /// When it is no f32 tensor in CPU memory, or on a tape: packed weights have no gradient.
+    pub(crate) fn packed_operand<const D: usize>(x: Tensor<D>) -> Cpu {
+        let x = x.try_into_primitive::<Flex>().ok().and_then(Cpu::new);
+        x.expect("packed weights take f32 tensors in CPU memory, without gradients")
+    }
+
+    /// The elements, row by row, to be changed; copied first where another tensor shares them.
+    pub(crate) fn data_mut(&mut self) -> &mut [f32] {
+        let (start, n) = (self.0.layout().start_offset(), self.data().len());
+        &mut self.0.storage_mut()[start..start + n]
+    }
+
+    /// A tensor without a tape.
+    pub(crate) fn into_tensor<const D: usize>(self) -> Tensor<D> {
+        Tensor::from_primitive::<Flex>(self.0)
+    }
+
     /// The gradient that arrived for an operation's result.
     pub(crate) fn gradient(tensor: FlexTensor) -> Cpu {
         Cpu::new(tensor).expect("the gradient of an f32 tensor is f32")

@@ -10,10 +10,65 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
-use ferroclip_kernels::{Isa, layer_norm_backward};
+use ferroclip_kernels::{Isa, PackedRows, layer_norm_backward};
 
 use crate::cpu::{Cpu, input, operands};
+use crate::linear::Packed;
 use crate::threads::{in_rows, row_sums};
+
+/// A layer norm with its parameters.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    gain: Tensor<1>,
+    bias: Tensor<1>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// The norm of these parameters, `[width]` each.
+    pub fn new(gain: Tensor<1>, bias: Tensor<1>, eps: f64) -> Self {
+        LayerNorm { gain, bias, eps }
+    }
+
+    /// [`layer_norm`] of rows.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        layer_norm(x, &self.gain, &self.bias, self.eps)
+    }
+
+    pub(crate) fn width(&self) -> usize {
+        self.gain.dims()[0]
+    }
+
+    /// The parameters as numbers, for operations with packed weights.
+    pub(crate) fn values(&self) -> NormValues {
+        let [gain, bias] = [&self.gain, &self.bias].map(|x| Cpu::packed_operand(x.clone()));
+        NormValues { gain, bias, eps: self.eps as f32 }
+    }
+}
+
+/// A layer norm in CPU memory.
+pub(crate) struct NormValues {
+    gain: Cpu,
+    bias: Cpu,
+    eps: f32,
+}
+
+impl NormValues {
+    /// `y = norm(x)`, any number of rows.
+    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32]) {
+        let (gain, bias) = (self.gain.data(), self.bias.data());
+        ferroclip_kernels::layer_norm(Isa::active(), x, gain, bias, self.eps, y);
+    }
+
+    /// Packs the normed rows of `x` for a layer.
+    pub(crate) fn fill(&self, rows: &mut PackedRows, layer: &Packed, x: &[f32]) {
+        let width = layer.weights.inputs();
+        let shape = [x.len() / width, width];
+        rows.fill(Isa::active(), layer.weights.precision(), shape, |i, row| {
+            self.apply(&x[i * width..][..width], row);
+        });
+    }
+}
 
 /// `(x - mean) / sqrt(variance + eps) * gain + bias`, row by row, with the biased variance.
 pub fn layer_norm(x: Tensor<2>, gain: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {

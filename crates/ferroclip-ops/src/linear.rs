@@ -8,51 +8,185 @@
 //! | y | `[rows, out]` | |
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
-use ferroclip_kernels::{Isa, Matrix, gemm};
+use ferroclip_kernels::{
+    Finish, Isa, Matrix, PackedRows, PackedWeights, Precision, gemm, multiply,
+};
 
 use crate::cpu::{Cpu, input, operands};
+use crate::engine::{Memory, Task, row_tasks, run};
 use crate::threads::column_sums;
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
-pub struct Linear {
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
+pub struct Linear(Layer);
+
+#[derive(Clone, Debug)]
+enum Layer {
+    /// On any device, with a gradient.
+    Parameter { weight: Tensor<2>, bias: Option<Tensor<1>> },
+    /// For inference on the CPU.
+    Packed(Arc<Packed>),
+}
+
+/// A layer whose weights are packed.
+#[derive(Debug)]
+pub(crate) struct Packed {
+    pub(crate) weights: PackedWeights,
+    bias: Option<Vec<f32>>,
+}
+
+impl Packed {
+    fn new(
+        precision: Precision,
+        weight: Matrix,
+        shape: [usize; 2],
+        bias: Option<Vec<f32>>,
+    ) -> Self {
+        let weights = PackedWeights::pack(Isa::active(), precision, shape, weight);
+        Packed { weights, bias }
+    }
+
+    /// `out`, `outputs` numbers a row, from packed rows.
+    pub(crate) fn multiply(&self, rows: &PackedRows, finish: Finish, out: &mut [f32], split: bool) {
+        let outputs = self.weights.outputs();
+        multiply(&self.weights, rows, self.bias.as_deref(), finish, out, outputs, split);
+    }
+
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let ([n, width], outputs) = (x.dims(), self.weights.outputs());
+        assert_eq!(width, self.weights.inputs(), "linear: columns of x");
+        let x = Cpu::packed_operand(x);
+        let mut y = vec![0.0; n * outputs];
+        let tasks = row_tasks(n, rayon::current_num_threads());
+        let length = |task: &Task| task.range.len() * outputs;
+        run(&tasks, &mut y, length, |Memory { rows, .. }, task, y| {
+            let x = &x.data()[task.range.start * width..task.range.end * width];
+            let shape = [task.range.len(), width];
+            rows.fill(Isa::active(), self.weights.precision(), shape, |i, row| {
+                row.copy_from_slice(&x[i * width..][..width]);
+            });
+            self.multiply(rows, Finish::Store, y, task.split);
+        });
+        Cpu::from_vec(y, &[n, outputs]).into_tensor()
+    }
 }
 
 impl Linear {
     /// A layer over these parameters.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Linear { weight, bias }
+        Linear(Layer::Parameter { weight, bias })
+    }
+
+    /// The layer with its weights packed for inference on the CPU, for the active instruction set.
+    /// There is then no gradient.
+    ///
+    /// # Panics
+    /// When the weights are not f32 in CPU memory, or on a tape.
+    pub fn packed(self, precision: Precision) -> Self {
+        let Layer::Parameter { weight, bias } = self.0 else { return self };
+        let shape @ [_, inputs] = weight.dims();
+        let weight = Cpu::packed_operand(weight);
+        let bias = bias.map(|bias| Cpu::packed_operand(bias).data().to_vec());
+        let matrix = Matrix::rows(weight.data(), inputs);
+        Linear(Layer::Packed(Arc::new(Packed::new(precision, matrix, shape, bias))))
     }
 
     /// `x W^T + b`: `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        match &self.bias {
-            Some(bias) => with_bias(x, &self.weight, bias),
-            None => product(x, &self.weight, true),
+        match &self.0 {
+            Layer::Parameter { weight, bias: Some(bias) } => with_bias(x, weight, bias),
+            Layer::Parameter { weight, bias: None } => product(x, weight, true),
+            Layer::Packed(packed) => packed.forward(x),
         }
     }
 
     /// The layer that holds the output features `range` alone (for instance the query third of
     /// a fused projection).
+    ///
+    /// # Panics
+    /// When the weights are packed.
     pub fn outputs(&self, range: Range<usize>) -> Linear {
-        let inputs = self.weight.dims()[1];
-        let weight = self.weight.clone().slice([range.clone(), 0..inputs]);
-        let bias = self.bias.as_ref().map(|bias| bias.clone().slice([range]));
-        Linear { weight, bias }
+        let Layer::Parameter { weight, bias } = &self.0 else {
+            panic!("packed weights are not cut");
+        };
+        let inputs = weight.dims()[1];
+        let weight = weight.clone().slice([range.clone(), 0..inputs]);
+        let bias = bias.as_ref().map(|bias| bias.clone().slice([range]));
+        Linear::new(weight, bias)
+    }
+
+    pub(crate) fn as_packed(&self) -> Option<&Packed> {
+        match &self.0 {
+            Layer::Packed(packed) => Some(packed),
+            Layer::Parameter { .. } => None,
+        }
+    }
+
+    /// The weight, `[out, in]`, where it is not packed.
+    pub(crate) fn parameter(&self) -> Option<Cpu> {
+        match &self.0 {
+            Layer::Parameter { weight, .. } => Some(Cpu::packed_operand(weight.clone())),
+            Layer::Packed(_) => None,
+        }
+    }
+
+    /// The bias of packed weights.
+    pub(crate) fn bias_values(&self) -> Option<&[f32]> {
+        self.as_packed()?.bias.as_deref()
     }
 }
 
-/// `x P`: `[rows, in]` times `[in, out]`, the layout in which open_clip keeps its projections.
-pub fn project(x: Tensor<2>, projection: &Tensor<2>) -> Tensor<2> {
-    product(x, projection, false)
+/// A projection without bias, `x P`, whose matrix `[in, out]` is kept as open_clip does.
+#[derive(Clone, Debug)]
+pub struct Projection(Project);
+
+#[derive(Clone, Debug)]
+enum Project {
+    Parameter(Tensor<2>),
+    Packed(Arc<Packed>),
+}
+
+impl Projection {
+    /// The projection by this matrix.
+    pub fn new(matrix: Tensor<2>) -> Self {
+        Projection(Project::Parameter(matrix))
+    }
+
+    /// As [`Linear::packed`].
+    ///
+    /// # Panics
+    /// As [`Linear::packed`].
+    pub fn packed(self, precision: Precision) -> Self {
+        let Project::Parameter(matrix) = self.0 else { return self };
+        let [inputs, outputs] = matrix.dims();
+        let matrix = Cpu::packed_operand(matrix);
+        let weight = Matrix::rows(matrix.data(), outputs).transposed();
+        let packed = Packed::new(precision, weight, [outputs, inputs], None);
+        Projection(Project::Packed(Arc::new(packed)))
+    }
+
+    /// `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.0 {
+            Project::Parameter(matrix) => product(x, matrix, false),
+            Project::Packed(packed) => packed.forward(x),
+        }
+    }
+
+    /// Numbers of a row before the projection.
+    pub fn inputs(&self) -> usize {
+        match &self.0 {
+            Project::Parameter(matrix) => matrix.dims()[0],
+            Project::Packed(packed) => packed.weights.inputs(),
+        }
+    }
 }
 
 fn with_bias(x: Tensor<2>, weight: &Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {

@@ -5,8 +5,8 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::{
-    Activation, BatchNorm, Linear, Maps, Spans, activation, add_rectified, attention,
-    attention_pooled, avg_pool2, conv3x3, layer_norm, project,
+    Activation, AttentionBlock, BatchNorm, LayerNorm, Linear, Maps, Mlp, Precision, Projection,
+    Spans, activation, add_rectified, attention, attention_pooled, avg_pool2, conv3x3, layer_norm,
 };
 
 type Op<'a> = dyn Fn(&[Tensor<2>]) -> Tensor<2> + 'a;
@@ -90,7 +90,9 @@ fn linear_agrees() {
     check("part of a linear", &[[5, 8], [6, 8], [1, 6]], &|x| {
         Linear::new(x[1].clone(), Some(flat(&x[2]))).outputs(2..5).forward(x[0].clone())
     });
-    check("project", &[[40, 33], [33, 70]], &|x| project(x[0].clone(), &x[1]));
+    check("project", &[[40, 33], [33, 70]], &|x| {
+        Projection::new(x[1].clone()).forward(x[0].clone())
+    });
 }
 
 #[test]
@@ -116,6 +118,62 @@ fn attention_agrees() {
     check("attention_pooled", &[[3, 10], [20, 20]], &|x| {
         attention_pooled(x[0].clone(), x[1].clone(), &spans, 2)
     });
+}
+
+/// The halves of a block with packed weights against the same halves in f64.
+#[test]
+fn packed_halves_agree() {
+    const WIDTH: usize = 40;
+    let plain = |dtype: DType| {
+        let device = Device::flex();
+        let matrix =
+            |shape, seed| Tensor::<2>::from_data(operand(shape, seed), (&device, dtype)) * 0.2;
+        let vector = |n, seed| flat(&matrix([1, n], seed));
+        let linear = |shape: [usize; 2], seed| {
+            Linear::new(matrix(shape, seed), Some(vector(shape[0], seed + 1)))
+        };
+        let norm = |seed| LayerNorm::new(vector(WIDTH, seed) + 1.0, vector(WIDTH, seed + 1), 1e-5);
+        let [in_proj, out_proj] = [linear([3 * WIDTH, WIDTH], 3), linear([WIDTH, WIDTH], 5)];
+        let attention = AttentionBlock::new(norm(1), in_proj, out_proj, 4, true);
+        let mlp = Mlp {
+            norm: norm(7),
+            c_fc: linear([100, WIDTH], 9),
+            activation: Activation::QuickGelu,
+            c_proj: linear([WIDTH, 100], 11),
+        };
+        (attention, mlp)
+    };
+    // One sequence, which all threads share; and many, an empty one among them.
+    for lengths in [vec![33], vec![1, 7, 0, 12, 130, 90, 3, 3, 3, 50]] {
+        let spans = Spans::from_lengths(lengths.iter().copied());
+        let kept = Spans::from_lengths(lengths.iter().copied().filter(|&n| n > 0));
+        let last: Vec<usize> = kept.iter().map(|rows| rows.end - 1).collect();
+        let x = |dtype| {
+            let data = operand([spans.rows(), WIDTH], 13);
+            Tensor::<2>::from_data(data, (&Device::flex(), dtype))
+        };
+        let run = |(attention, mlp): (AttentionBlock, Mlp), dtype| {
+            [
+                attention.forward(x(dtype), &spans),
+                attention.forward_pooled(x(dtype), &kept, &last),
+                mlp.forward(x(dtype)),
+            ]
+            .map(values)
+        };
+        let want = run(plain(DType::F64), DType::F64);
+        // Roundings of f32; of 8 bits of mantissa; of 127 steps of the largest number of a row.
+        for (precision, bound) in
+            [(Precision::F32, 1e-6), (Precision::Bf16, 4e-3), (Precision::Int8, 1e-2)]
+        {
+            let (attention, mlp) = plain(DType::F32);
+            let packed = (attention.packed(precision, true), mlp.packed(precision));
+            for (which, (got, want)) in run(packed, DType::F32).iter().zip(&want).enumerate() {
+                let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
+                let error = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt();
+                assert!(error <= bound * norm, "{precision:?}, {which}: {error:e} of {norm:e}");
+            }
+        }
+    }
 }
 
 #[test]

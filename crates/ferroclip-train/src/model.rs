@@ -51,7 +51,14 @@ fn fresh(mut config: Config, seed: u64) -> Result<ModelFiles, TrainError> {
     Ok(ModelFiles { config, weights, tokenizer })
 }
 
-/// A model of these weights, for inference.
+/// The model with these weights.
+pub(crate) fn with_weights(files: &ModelFiles, weights: &Weights) -> ModelFiles {
+    let ModelFiles { config, tokenizer, .. } = files;
+    ModelFiles { config: config.clone(), weights: weights.clone(), tokenizer: tokenizer.clone() }
+}
+
+/// The same, for inference.
 pub(crate) fn clip(files: &ModelFiles, weights: &Weights) -> Result<Clip, TrainError> {
-    Ok(Clip::from_parts(files.config.clone(), weights.clone(), files.tokenizer.clone())?)
+    let ModelFiles { config, weights, tokenizer } = with_weights(files, weights);
+    Ok(Clip::from_parts(config, weights, tokenizer)?)
 }

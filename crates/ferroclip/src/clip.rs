@@ -5,16 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::prelude::Device;
+use ferroclip_ops::Precision;
 
-use crate::builtin;
-use crate::checkpoint::FloatFormat;
 use crate::config::Config;
 use crate::embed_options::EmbedOptions;
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 use crate::model_dir::ModelFiles;
-use crate::param::{Params, Weights};
+use crate::param::{Params, TowerKind, Weights};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, Tokens};
 use crate::towers::{ImageTower, TextTower};
@@ -23,7 +22,6 @@ use crate::zero_shot::{Classifier, Score};
 /// A CLIP model, ready to embed on the CPU: an [`ImageEncoder`] and a [`TextEncoder`], which can
 /// also be opened alone. `Send + Sync`; cheap to share behind a reference.
 pub struct Clip {
-    params: Params,
     image: ImageEncoder,
     text: TextEncoder,
     logit_scale: f32,
@@ -35,7 +33,15 @@ impl Clip {
     /// # Errors
     /// When a file is missing or damaged, or the files do not belong together.
     pub fn open(path: impl AsRef<Path>) -> Result<Clip, Error> {
-        Clip::from_files(ModelFiles::load(path.as_ref())?)
+        Clip::open_with(path, Precision::F32)
+    }
+
+    /// As [`Clip::open`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`Clip::open`].
+    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<Clip, Error> {
+        Clip::from_files(ModelFiles::load(path.as_ref())?, precision)
     }
 
     /// The model inside the library, `draw-mini`.
@@ -43,7 +49,15 @@ impl Clip {
     /// # Errors
     /// None, in a build that passed its tests.
     pub fn builtin() -> Result<Clip, Error> {
-        Clip::from_files(builtin::draw_mini()?)
+        Clip::builtin_with(Precision::F32)
+    }
+
+    /// As [`Clip::builtin`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`Clip::builtin`].
+    pub fn builtin_with(precision: Precision) -> Result<Clip, Error> {
+        Clip::from_files(ModelFiles::builtin()?, precision)
     }
 
     /// A model from its parts, for instance one that was just trained.
@@ -55,39 +69,26 @@ impl Clip {
         weights: Weights,
         tokenizer: Tokenizer,
     ) -> Result<Clip, Error> {
-        Clip::from_files(ModelFiles { config, weights, tokenizer })
+        Clip::from_files(ModelFiles { config, weights, tokenizer }, Precision::F32)
     }
 
-    fn from_files(files: ModelFiles) -> Result<Clip, Error> {
+    fn from_files(files: ModelFiles, precision: Precision) -> Result<Clip, Error> {
+        files.check()?;
         let ModelFiles { config, weights, tokenizer } = files;
-        let origin = || "the parts given".to_owned();
-        let differences = weights.differences(&config.model);
-        if !differences.is_empty() {
-            return Err(Error::Mismatch { origin: origin(), differences });
-        }
-        if let Some((tensor, found)) = weights.first_impossible() {
-            let tensor = tensor.to_owned();
-            return Err(Error::ImpossibleWeight { origin: origin(), tensor, found });
-        }
         let logit_scale = weights.get("logit_scale").map_or(0.0, |tensor| tensor.data[0]);
-        let params = Params::new(&weights, &Device::flex());
         let config = Arc::new(config);
-        let image = ImageEncoder::new(Arc::clone(&config), &params);
-        let text = TextEncoder::new(config, tokenizer, &params)?;
-        Ok(Clip { params, image, text, logit_scale })
-    }
-
-    /// Writes a model directory that open_clip reads too.
-    ///
-    /// # Errors
-    /// When a file cannot be written; a new directory is then not left behind.
-    pub fn save(&self, folder: impl AsRef<Path>, format: FloatFormat) -> Result<(), Error> {
-        let files = ModelFiles {
-            config: self.config().clone(),
-            weights: self.params.to_weights(&self.config().model),
-            tokenizer: self.tokenizer().clone(),
-        };
-        files.save(folder.as_ref(), format)
+        let (mut of_image, mut of_text) = (Weights::new(), Weights::new());
+        for (name, tensor) in weights {
+            if TowerKind::Image.owns(&name) {
+                of_image.insert(name, tensor);
+            } else {
+                of_text.insert(name, tensor);
+            }
+        }
+        let params = |weights| Params::from_weights(weights, &Device::flex());
+        let image = ImageEncoder::new(Arc::clone(&config), params(of_image), precision);
+        let text = TextEncoder::new(config, tokenizer, params(of_text), precision)?;
+        Ok(Clip { image, text, logit_scale })
     }
 
     /// Architecture and image pipeline.
@@ -98,11 +99,6 @@ impl Clip {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.text.tokenizer()
-    }
-
-    /// The parameters, on the device of this model.
-    pub fn params(&self) -> &Params {
-        &self.params
     }
 
     /// The half that embeds pictures.

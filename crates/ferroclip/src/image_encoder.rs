@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::prelude::Device;
+use ferroclip_ops::Precision;
 use rayon::prelude::*;
 
 use crate::builtin;
@@ -69,8 +70,16 @@ impl ImageEncoder {
     /// # Errors
     /// As [`Clip::open`](crate::Clip::open), but for faults inside the text tower's tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<ImageEncoder, Error> {
+        ImageEncoder::open_with(path, Precision::F32)
+    }
+
+    /// As [`ImageEncoder::open`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`ImageEncoder::open`].
+    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<ImageEncoder, Error> {
         let (config, weights) = model_dir::load_tower(path.as_ref(), TowerKind::Image)?;
-        Ok(ImageEncoder::from_weights(config, &weights))
+        Ok(ImageEncoder::from_weights(config, weights, precision))
     }
 
     /// The image tower of the model inside the library, `draw-mini`.
@@ -78,20 +87,30 @@ impl ImageEncoder {
     /// # Errors
     /// None, in a build that passed its tests.
     pub fn builtin() -> Result<ImageEncoder, Error> {
-        let config = builtin::config()?;
-        let weights = builtin::tower(&config, TowerKind::Image)?;
-        Ok(ImageEncoder::from_weights(config, &weights))
+        ImageEncoder::builtin_with(Precision::F32)
     }
 
-    fn from_weights(config: Config, weights: &Weights) -> ImageEncoder {
-        let params = Params::new(weights, &Device::flex());
-        ImageEncoder::new(Arc::new(config), &params)
+    /// As [`ImageEncoder::builtin`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`ImageEncoder::builtin`].
+    pub fn builtin_with(precision: Precision) -> Result<ImageEncoder, Error> {
+        let config = builtin::config()?;
+        let weights = builtin::tower(&config, TowerKind::Image)?;
+        Ok(ImageEncoder::from_weights(config, weights, precision))
+    }
+
+    fn from_weights(config: Config, weights: Weights, precision: Precision) -> ImageEncoder {
+        let params = Params::from_weights(weights, &Device::flex());
+        ImageEncoder::new(Arc::new(config), params, precision)
     }
 
     /// The encoder of checked parameters.
-    pub(crate) fn new(config: Arc<Config>, params: &Params) -> ImageEncoder {
-        let tower = ImageTower::new(&config.model, params);
-        ImageEncoder { config, tower }
+    pub(crate) fn new(config: Arc<Config>, params: Params, precision: Precision) -> ImageEncoder {
+        let tower = ImageTower::new(&config.model, &params);
+        // Each weight is freed as soon as it is packed: nothing else is to hold it.
+        drop(params);
+        ImageEncoder { config, tower: tower.packed(precision) }
     }
 
     /// Architecture and image pipeline.

@@ -74,6 +74,7 @@ pub use config::{
 pub use embed_options::{EmbedOptions, Features};
 pub use embeddings::Embeddings;
 pub use error::{Differences, Error, make_room};
+pub use ferroclip_ops::Precision;
 pub use files::write_atomically;
 pub use image::Picture;
 pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};

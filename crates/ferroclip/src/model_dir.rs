@@ -12,6 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::builtin;
 use crate::checkpoint::FloatFormat;
 use crate::config::Config;
 use crate::error::Error;
@@ -49,6 +50,33 @@ impl ModelFiles {
         let tokenizer = load_tokenizer(&folder, &config)?;
         let weights = Weights::load_for(&weights_path, &config.model)?;
         Ok(ModelFiles { config, weights, tokenizer })
+    }
+
+    /// The model inside the library, `draw-mini`.
+    ///
+    /// # Errors
+    /// None, in a build that passed its tests.
+    pub fn builtin() -> Result<ModelFiles, Error> {
+        builtin::draw_mini()
+    }
+
+    /// Whether a model of these parts can be opened.
+    ///
+    /// # Errors
+    /// When the weights are not those that the config asks for, or one is NaN, infinite or
+    /// impossible.
+    pub fn check(&self) -> Result<(), Error> {
+        let origin = "the parts given".to_owned();
+        let differences = self.weights.differences(&self.config.model);
+        if !differences.is_empty() {
+            return Err(Error::Mismatch { origin, differences });
+        }
+        match self.weights.first_impossible() {
+            Some((tensor, found)) => {
+                Err(Error::ImpossibleWeight { origin, tensor: tensor.to_owned(), found })
+            }
+            None => Ok(()),
+        }
     }
 
     /// Writes a model directory. A new directory appears whole or not at all; in an existing one

@@ -138,6 +138,15 @@ impl FromIterator<(String, WeightTensor)> for Weights {
     }
 }
 
+impl IntoIterator for Weights {
+    type Item = (String, WeightTensor);
+    type IntoIter = btree_map::IntoIter<String, WeightTensor>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
 impl<'a> IntoIterator for &'a Weights {
     type Item = (&'a String, &'a WeightTensor);
     type IntoIter = btree_map::Iter<'a, String, WeightTensor>;
@@ -186,16 +195,16 @@ pub enum ParamTensor {
 }
 
 impl ParamTensor {
-    fn new(name: &str, tensor: &WeightTensor, device: &Device) -> Self {
+    fn new(name: &str, tensor: WeightTensor, device: &Device) -> Self {
         let n = tensor.data.len();
         let rows = tensor.shape.first().copied().unwrap_or(1).max(1);
         let track = device.is_autodiff() && !is_buffer(name);
         if tensor.shape.len() <= 1 {
-            let data = TensorData::new(tensor.data.clone(), [n]);
+            let data = TensorData::new(tensor.data, [n]);
             let x = Tensor::<1>::from_data(data, device);
             ParamTensor::Rank1(if track { x.require_grad() } else { x })
         } else {
-            let data = TensorData::new(tensor.data.clone(), [rows, n / rows]);
+            let data = TensorData::new(tensor.data, [rows, n / rows]);
             let x = Tensor::<2>::from_data(data, device);
             ParamTensor::Rank2(if track { x.require_grad() } else { x })
         }
@@ -233,8 +242,15 @@ impl Params {
     /// Copies the weights to a device. On an autodiff device every tensor but the running
     /// statistics of batch norms requires its gradient.
     pub fn new(weights: &Weights, device: &Device) -> Self {
-        let tensors = weights.iter();
-        let tensors = tensors.map(|(name, w)| (name.clone(), ParamTensor::new(name, w, device)));
+        Params::from_weights(weights.clone(), device)
+    }
+
+    /// As [`Params::new`], but nothing is copied where the device is the CPU.
+    pub fn from_weights(weights: Weights, device: &Device) -> Self {
+        let tensors = weights.into_iter().map(|(name, weight)| {
+            let tensor = ParamTensor::new(&name, weight, device);
+            (name, tensor)
+        });
         Params { tensors: tensors.collect(), device: device.clone() }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::prelude::Device;
+use ferroclip_ops::Precision;
 
 use crate::builtin;
 use crate::config::Config;
@@ -32,10 +33,18 @@ impl TextEncoder {
     /// # Errors
     /// As [`Clip::open`](crate::Clip::open), but for faults inside the image tower's tensors.
     pub fn open(path: impl AsRef<Path>) -> Result<TextEncoder, Error> {
+        TextEncoder::open_with(path, Precision::F32)
+    }
+
+    /// As [`TextEncoder::open`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::open`].
+    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<TextEncoder, Error> {
         let path = path.as_ref();
         let (config, weights) = model_dir::load_tower(path, TowerKind::Text)?;
         let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
-        TextEncoder::from_weights(config, tokenizer, &weights)
+        TextEncoder::from_weights(config, tokenizer, weights, precision)
     }
 
     /// The text tower of the model inside the library, `draw-mini`.
@@ -43,32 +52,44 @@ impl TextEncoder {
     /// # Errors
     /// None, in a build that passed its tests.
     pub fn builtin() -> Result<TextEncoder, Error> {
+        TextEncoder::builtin_with(Precision::F32)
+    }
+
+    /// As [`TextEncoder::builtin`], to compute in this precision.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::builtin`].
+    pub fn builtin_with(precision: Precision) -> Result<TextEncoder, Error> {
         let config = builtin::config()?;
         let weights = builtin::tower(&config, TowerKind::Text)?;
-        TextEncoder::from_weights(config, builtin::tokenizer()?, &weights)
+        TextEncoder::from_weights(config, builtin::tokenizer()?, weights, precision)
     }
 
     fn from_weights(
         config: Config,
         tokenizer: Tokenizer,
-        weights: &Weights,
+        weights: Weights,
+        precision: Precision,
     ) -> Result<TextEncoder, Error> {
-        let params = Params::new(weights, &Device::flex());
-        TextEncoder::new(Arc::new(config), tokenizer, &params)
+        let params = Params::from_weights(weights, &Device::flex());
+        TextEncoder::new(Arc::new(config), tokenizer, params, precision)
     }
 
     /// The encoder of checked parameters; refuses the tokenizer of another model.
     pub(crate) fn new(
         config: Arc<Config>,
         tokenizer: Tokenizer,
-        params: &Params,
+        params: Params,
+        precision: Precision,
     ) -> Result<TextEncoder, Error> {
         let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
         if expected != found {
             return Err(Error::Vocabulary { expected, found });
         }
-        let tower = TextTower::new(&config.model, params);
-        Ok(TextEncoder { config, tokenizer, tower })
+        let tower = TextTower::new(&config.model, &params);
+        // As in `ImageEncoder::new`.
+        drop(params);
+        Ok(TextEncoder { config, tokenizer, tower: tower.packed(precision) })
     }
 
     /// Architecture and image pipeline.

@@ -53,14 +53,14 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
         "model": args.model.model,
         "isa": Isa::active().name(),
         "threads": args.model.compute.n_threads(),
-        "precision": args.model.compute.precision,
+        "precision": args.model.compute.precision.name(),
     });
     let mut rows = Vec::new();
     for what in &args.what {
         let (name, ms) = match what {
             What::Image => ("image", measure(image_batch(&clip, args.batch))?),
             What::Text => ("text", measure(text_batch(&clip, args.batch))?),
-            What::Train => ("train", measure(train_batch(&clip, args.batch))?),
+            What::Train => ("train", measure(train_batch(&clip, args)?)?),
         };
         let per_s = args.batch as f64 * 1000.0 / ms;
         document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
@@ -99,16 +99,15 @@ fn text_batch(clip: &Clip, batch: usize) -> impl FnMut() + '_ {
     }
 }
 
-fn train_batch(clip: &Clip, batch: usize) -> impl FnMut() + use<> {
-    let config = clip.config().model.clone();
-    let weights = clip.params().to_weights(&config);
-    let mut bench = StepBench::new(config, weights);
-    let batch =
-        Batch { pixels: random_pixels(clip, batch), texts: random_texts(clip, batch), keep: None };
-    move || {
+fn train_batch(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() + use<>> {
+    let files = args.model.files()?;
+    let mut bench = StepBench::new(files.config.model, files.weights);
+    let (pixels, texts) = (random_pixels(clip, args.batch), random_texts(clip, args.batch));
+    let batch = Batch { pixels, texts, keep: None };
+    Ok(move || {
         // A step that was stopped is told by `measure`.
         let _ = bench.step(&batch, &interrupt::STOP);
-    }
+    })
 }
 
 fn random_pixels(clip: &Clip, batch: usize) -> Vec<f32> {

@@ -239,7 +239,7 @@ pub(super) unsafe fn interleave(rows: &[&[f32]], depth: usize, out: *mut f32, ld
 
 /// The transpose of 8 rows of 8: pairs, then fours, then halves of the registers.
 #[target_feature(enable = "avx2")]
-fn transpose(x: [__m256; 8]) -> [__m256; 8] {
+pub(crate) fn transpose(x: [__m256; 8]) -> [__m256; 8] {
     let zero = _mm256_setzero_ps();
     let (mut y, mut z) = ([zero; 8], [zero; 8]);
     for i in 0..4 {

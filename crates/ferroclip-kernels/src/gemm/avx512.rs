@@ -102,7 +102,7 @@ pub(super) unsafe fn interleave(rows: &[&[f32]], depth: usize, out: *mut f32, ld
 
 /// The transpose of 16 rows of 16: pairs, then fours, then quarters of the registers.
 #[target_feature(enable = "avx512f")]
-fn transpose(x: [__m512; 16]) -> [__m512; 16] {
+pub(crate) fn transpose(x: [__m512; 16]) -> [__m512; 16] {
     let zero = _mm512_setzero_ps();
     let (mut y, mut z) = ([zero; 16], [zero; 16]);
     for i in 0..8 {

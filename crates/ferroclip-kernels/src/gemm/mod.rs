@@ -16,6 +16,10 @@ mod tile;
 use rayon::prelude::*;
 
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::transpose as transpose8;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::transpose as transpose16;
 use pack::pack_a;
 pub(crate) use pack::{interleave, pack_b};
 pub(crate) use tile::Block;

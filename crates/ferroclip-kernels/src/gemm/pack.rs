@@ -89,7 +89,7 @@ pub(crate) fn interleave<const W: usize>(
     assert!(rows.iter().all(|row| row.is_empty() || row.len() >= depth));
     assert!(depth * W <= panel.len());
     #[cfg(target_arch = "x86_64")]
-    if let Level::Avx512 = isa.0 {
+    if let Level::Avx512(_) = isa.0 {
         for (i, rows) in rows.chunks(16).enumerate() {
             // SAFETY: the `Isa` value proves the features; the assertions above cover all that is
             // read and written.

@@ -132,7 +132,7 @@ impl Block {
                 // the tile (asserted).
                 Level::Avx2 => return unsafe { avx2::multiply(tile, rows, a, b, c) },
                 // SAFETY: likewise.
-                Level::Avx512 => return unsafe { avx512::multiply(tile, rows, a, b, c) },
+                Level::Avx512(_) => return unsafe { avx512::multiply(tile, rows, a, b, c) },
             }
         }
         let mut sums = [[0.0; NR]; MR];

@@ -220,6 +220,13 @@ impl<'a> Run<'a> {
         self.state.average.as_ref().unwrap_or(&self.state.weights)
     }
 
+    /// The model to keep, which can be opened again.
+    fn model(&self) -> Result<ModelFiles, TrainError> {
+        let model = model::with_weights(&self.files, self.judged());
+        model.check()?;
+        Ok(model)
+    }
+
     /// Scores the model where that is due, and keeps it where it is the best.
     fn validate(&mut self, events: Events<'_>, stop: &AtomicBool) -> Result<(), TrainError> {
         let step = self.state.progress.step;
@@ -243,7 +250,7 @@ impl<'a> Run<'a> {
         if is_best {
             self.state.progress.best = Some(Best { step, score });
             checkpoint::replace_directory(&self.config.run.out, BEST, |hidden| {
-                Ok(clip.save(hidden, self.config.run.model_dtype)?)
+                Ok(self.model()?.save(hidden, self.config.run.model_dtype)?)
             })?;
         }
         self.state.progress.evaluated = step;
@@ -273,8 +280,8 @@ impl<'a> Run<'a> {
         let progress = &self.state.progress;
         let is_complete = progress.step >= self.steps && !(stopped && self.is_unscored());
         let model = if is_complete {
-            let clip = model::clip(&self.files, self.judged())?;
-            let save = |hidden: &Path| Ok(clip.save(hidden, self.config.run.model_dtype)?);
+            let model = self.model()?;
+            let save = |hidden: &Path| Ok(model.save(hidden, self.config.run.model_dtype)?);
             Some(checkpoint::replace_directory(out, FINAL, save)?)
         } else {
             None

@@ -1,40 +1,21 @@
 //! The transformer block and the stack of blocks, shared by both towers.
-//!
-//! ```text
-//! x = x + out_proj(attention(in_proj(ln_1(x))))
-//! x = x + c_proj(act(c_fc(ln_2(x))))
-//! ```
 
 use burn::prelude::*;
 use ferroclip_ops::{
-    Activation, Linear, Spans, activation, attention, attention_pooled, layer_norm, select_rows,
+    Activation, AttentionBlock, LayerNorm, Linear, Mlp, Precision, Spans, select_rows,
 };
 
 use crate::param::Params;
 
-/// A layer norm with its parameters.
-#[derive(Clone, Debug)]
-pub(super) struct Norm {
-    gain: Tensor<1>,
-    bias: Tensor<1>,
-    eps: f64,
-}
-
-impl Norm {
-    pub(super) fn new(params: &Params, name: &str, eps: f64) -> Self {
-        let tensor = |kind: &str| params.tensor1(&format!("{name}.{kind}"));
-        Norm { gain: tensor("weight"), bias: tensor("bias"), eps }
-    }
-
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        layer_norm(x, &self.gain, &self.bias, self.eps)
-    }
+/// The layer norm of this name.
+pub(super) fn norm(params: &Params, name: &str, eps: f64) -> LayerNorm {
+    let tensor = |kind: &str| params.tensor1(&format!("{name}.{kind}"));
+    LayerNorm::new(tensor("weight"), tensor("bias"), eps)
 }
 
 /// What the blocks of a tower have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockConfig {
-    pub(super) width: usize,
     pub(super) heads: usize,
     pub(super) eps: f64,
     pub(super) activation: Activation,
@@ -52,6 +33,17 @@ impl Transformer {
     pub(super) fn new(params: &Params, name: &str, layers: usize, config: BlockConfig) -> Self {
         let block = |layer| Block::new(params, &format!("{name}.resblocks.{layer}"), config);
         Transformer { blocks: (0..layers).map(block).collect() }
+    }
+
+    /// With packed weights; `pooled` for [`Transformer::forward_pooled`].
+    pub(super) fn packed(self, precision: Precision, pooled: bool) -> Self {
+        let last = self.blocks.len().saturating_sub(1);
+        let blocks = self.blocks.into_iter().enumerate();
+        let pack = |(i, block): (usize, Block)| Block {
+            attention: block.attention.packed(precision, pooled && i == last),
+            mlp: block.mlp.packed(precision),
+        };
+        Transformer { blocks: blocks.map(pack).collect() }
     }
 
     /// All rows.
@@ -77,13 +69,8 @@ impl Transformer {
 
 #[derive(Clone, Debug)]
 struct Block {
-    ln_1: Norm,
-    in_proj: Linear,
-    out_proj: Linear,
-    ln_2: Norm,
-    c_fc: Linear,
-    c_proj: Linear,
-    config: BlockConfig,
+    attention: AttentionBlock,
+    mlp: Mlp,
 }
 
 impl Block {
@@ -92,35 +79,27 @@ impl Block {
             let weight = params.tensor2(&format!("{name}.{weight}"));
             Linear::new(weight, Some(params.tensor1(&format!("{name}.{bias}"))))
         };
-        Block {
-            ln_1: Norm::new(params, &format!("{name}.ln_1"), config.eps),
-            in_proj: linear("attn.in_proj_weight", "attn.in_proj_bias"),
-            out_proj: linear("attn.out_proj.weight", "attn.out_proj.bias"),
-            ln_2: Norm::new(params, &format!("{name}.ln_2"), config.eps),
+        let attention = AttentionBlock::new(
+            norm(params, &format!("{name}.ln_1"), config.eps),
+            linear("attn.in_proj_weight", "attn.in_proj_bias"),
+            linear("attn.out_proj.weight", "attn.out_proj.bias"),
+            config.heads,
+            config.causal,
+        );
+        let mlp = Mlp {
+            norm: norm(params, &format!("{name}.ln_2"), config.eps),
             c_fc: linear("mlp.c_fc.weight", "mlp.c_fc.bias"),
+            activation: config.activation,
             c_proj: linear("mlp.c_proj.weight", "mlp.c_proj.bias"),
-            config,
-        }
+        };
+        Block { attention, mlp }
     }
 
     fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
-        let BlockConfig { heads, causal, .. } = self.config;
-        let qkv = self.in_proj.forward(self.ln_1.forward(x.clone()));
-        let mixed = attention(qkv, spans, heads, causal);
-        self.mlp(x + self.out_proj.forward(mixed))
+        self.mlp.forward(self.attention.forward(x, spans))
     }
 
     fn forward_pooled(&self, x: Tensor<2>, spans: &Spans, pooled: &[usize]) -> Tensor<2> {
-        let BlockConfig { width, heads, .. } = self.config;
-        let normed = self.ln_1.forward(x.clone());
-        let q = self.in_proj.outputs(0..width).forward(select_rows(normed.clone(), pooled));
-        let kv = self.in_proj.outputs(width..3 * width).forward(normed);
-        let mixed = attention_pooled(q, kv, spans, heads);
-        self.mlp(select_rows(x, pooled) + self.out_proj.forward(mixed))
-    }
-
-    fn mlp(&self, x: Tensor<2>) -> Tensor<2> {
-        let hidden = self.c_fc.forward(self.ln_2.forward(x.clone()));
-        x + self.c_proj.forward(activation(hidden, self.config.activation))
+        self.mlp.forward(self.attention.forward_pooled(x, spans, pooled))
     }
 }

@@ -1,7 +1,7 @@
 //! The image tower: a Vision Transformer or a ResNet, as the config says.
 
 use burn::prelude::*;
-use ferroclip_ops::project;
+use ferroclip_ops::Precision;
 
 use super::resnet::{BatchStatistics, NormMode, ResNet};
 use super::vit::VisionTransformer;
@@ -30,6 +30,18 @@ impl ImageTower {
         })
     }
 
+    /// The tower with packed weights, for inference on the CPU: the same numbers in f32, and no
+    /// gradient. A ResNet stays as it is.
+    ///
+    /// # Panics
+    /// When the parameters are not f32 in CPU memory, or on a tape.
+    pub fn packed(self, precision: Precision) -> Self {
+        ImageTower(match self.0 {
+            Trunk::Transformer(vit) => Trunk::Transformer(Box::new(vit.packed(precision))),
+            resnet @ Trunk::ResNet(_) => resnet,
+        })
+    }
+
     /// Embeddings, not normalised: `[n, embed_dim]`. `pixels` is `[n, 3, height, width]` as the
     /// image pipeline makes it.
     ///
@@ -37,7 +49,7 @@ impl ImageTower {
     /// When `pixels` does not hold `n` images of the config's size.
     pub fn forward(&self, pixels: &[f32], n: usize) -> Tensor<2> {
         match &self.0 {
-            Trunk::Transformer(vit) => project(vit.pooled(pixels, n), vit.projection()),
+            Trunk::Transformer(vit) => vit.projection().forward(vit.pooled(pixels, n)),
             Trunk::ResNet(resnet) => resnet.forward(pixels, n, &mut NormMode::Frozen),
         }
     }
@@ -67,7 +79,7 @@ impl ImageTower {
     /// pooling the images keep unequally many, or the tower is a ResNet, which has no patches.
     pub fn forward_kept(&self, pixels: &[f32], keep: &[Vec<usize>]) -> Tensor<2> {
         let Trunk::Transformer(vit) = &self.0 else { panic!("a ResNet has no patches to drop") };
-        project(vit.pooled_kept(pixels, keep), vit.projection())
+        vit.projection().forward(vit.pooled_kept(pixels, keep))
     }
 
     /// Pooled features: what the projection is applied to, `[n, width]`; `32 width` numbers for a

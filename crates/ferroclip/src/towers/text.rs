@@ -1,9 +1,9 @@
 //! The text tower: a causal transformer.
 
 use burn::prelude::*;
-use ferroclip_ops::{Spans, embed_tokens, project};
+use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, embed_tokens};
 
-use super::block::{BlockConfig, Norm, Transformer};
+use super::block::{BlockConfig, Transformer, norm};
 use crate::config::{ModelConfig, TextPool};
 use crate::param::Params;
 
@@ -13,9 +13,9 @@ pub struct TextTower {
     tokens: Tensor<2>,
     positions: Tensor<2>,
     transformer: Transformer,
-    ln_final: Norm,
+    ln_final: LayerNorm,
     pool: TextPool,
-    projection: Tensor<2>,
+    projection: Projection,
 }
 
 impl TextTower {
@@ -26,7 +26,6 @@ impl TextTower {
     pub fn new(config: &ModelConfig, params: &Params) -> Self {
         let text = &config.text_cfg;
         let blocks = BlockConfig {
-            width: text.width,
             heads: text.heads,
             eps: text.norm_eps(),
             activation: config.activation(),
@@ -36,9 +35,22 @@ impl TextTower {
             tokens: params.tensor2("token_embedding.weight"),
             positions: params.tensor2("positional_embedding"),
             transformer: Transformer::new(params, "transformer", text.layers, blocks),
-            ln_final: Norm::new(params, "ln_final", text.norm_eps()),
+            ln_final: norm(params, "ln_final", text.norm_eps()),
             pool: text.pool_type,
-            projection: params.tensor2("text_projection"),
+            projection: Projection::new(params.tensor2("text_projection")),
+        }
+    }
+
+    /// The tower with packed weights, for inference on the CPU: the same numbers in f32, and no
+    /// gradient.
+    ///
+    /// # Panics
+    /// When the parameters are not f32 in CPU memory, or on a tape.
+    pub fn packed(self, precision: Precision) -> Self {
+        TextTower {
+            transformer: self.transformer.packed(precision, true),
+            projection: self.projection.packed(Precision::F32),
+            ..self
         }
     }
 
@@ -49,7 +61,7 @@ impl TextTower {
     /// When a text is empty, has an id beyond the vocabulary, or its end lies beyond the context
     /// length.
     pub fn forward<T: AsRef<[u32]>>(&self, texts: &[T]) -> Tensor<2> {
-        project(self.pooled(texts), &self.projection)
+        self.projection.forward(self.pooled(texts))
     }
 
     /// Pooled features: the row at the end of each text behind `ln_final`, before the projection,

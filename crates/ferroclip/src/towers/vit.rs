@@ -1,9 +1,11 @@
 //! The Vision Transformer.
 
 use burn::prelude::*;
-use ferroclip_ops::{Lead, Linear, Spans, mean_rows, patch_rows, select_rows};
+use ferroclip_ops::{
+    LayerNorm, Lead, Linear, Precision, Projection, Spans, mean_rows, patch_rows, select_rows,
+};
 
-use super::block::{BlockConfig, Norm, Transformer};
+use super::block::{BlockConfig, Transformer, norm};
 use super::unfold::Unfold;
 use crate::config::{ImagePool, ModelConfig};
 use crate::param::Params;
@@ -14,12 +16,12 @@ pub(super) struct VisionTransformer {
     conv: Linear,
     class: Tensor<1>,
     positions: Tensor<2>,
-    ln_pre: Option<Norm>,
+    ln_pre: Option<LayerNorm>,
     transformer: Transformer,
-    ln_post: Norm,
+    ln_post: LayerNorm,
     pool: ImagePool,
     norm_after_pool: bool,
-    projection: Tensor<2>,
+    projection: Projection,
 }
 
 impl VisionTransformer {
@@ -28,13 +30,12 @@ impl VisionTransformer {
         let vision = &config.vision_cfg;
         let eps = vision.norm_eps();
         let blocks = BlockConfig {
-            width: vision.width,
             heads: vision.heads(),
             eps,
             activation: config.activation(),
             causal: false,
         };
-        let ln_pre = (!vision.no_ln_pre).then(|| Norm::new(params, "visual.ln_pre", eps));
+        let ln_pre = (!vision.no_ln_pre).then(|| norm(params, "visual.ln_pre", eps));
         let patch = vision.patch();
         let patches =
             Unfold { image: vision.image_size.each(), kernel: patch, stride: patch, border: 0 };
@@ -50,15 +51,30 @@ impl VisionTransformer {
                 vision.layers.blocks(),
                 blocks,
             ),
-            ln_post: Norm::new(params, "visual.ln_post", eps),
+            ln_post: norm(params, "visual.ln_post", eps),
             pool: vision.pool_type,
             norm_after_pool: vision.final_ln_after_pool,
-            projection: params.tensor2("visual.proj"),
+            projection: Projection::new(params.tensor2("visual.proj")),
+        }
+    }
+
+    /// With packed weights.
+    pub(super) fn packed(self, precision: Precision) -> Self {
+        VisionTransformer {
+            // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
+            // scales fit, and this is 3 % of the work.
+            conv: self.conv.packed(match precision {
+                Precision::Int8 => Precision::Bf16,
+                other => other,
+            }),
+            transformer: self.transformer.packed(precision, self.pool == ImagePool::Tok),
+            projection: self.projection.packed(Precision::F32),
+            ..self
         }
     }
 
     /// From the width of the blocks to that of embeddings.
-    pub(super) fn projection(&self) -> &Tensor<2> {
+    pub(super) fn projection(&self) -> &Projection {
         &self.projection
     }
 
@@ -83,7 +99,7 @@ impl VisionTransformer {
 
     /// Patches of an image, and the width of a row.
     pub(super) fn patch_shape(&self) -> [usize; 2] {
-        [self.patches.cells(), self.projection.dims()[0]]
+        [self.patches.cells(), self.projection.inputs()]
     }
 
     /// The rows that enter the first block.

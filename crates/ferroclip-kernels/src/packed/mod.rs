@@ -1,0 +1,188 @@
+//! Products with weights that were packed once: `out = x W^T`, in f32, bf16 or int8.
+//!
+//! ```text
+//! weights  [panels][groups][NR]   NR outputs side by side, a group being 4 bytes of consecutive inputs
+//! rows     [tiles][groups][MR]    MR rows of x side by side
+//! sums     [rows][NR]             of one panel at a time, in the first-level cache
+//! ```
+//!
+//! A group is one f32, two bf16, two 16-bit integers or four 8-bit integers ([`Kind`]), so all formats
+//! share one loop: broadcast a group of a row, multiply it with the groups of NR outputs, add. For
+//! each panel k runs in blocks of [`KC`] bytes that the first-level cache holds, and the rows pass by,
+//! from the second level; meanwhile the next block of the panel is fetched. Each sum is one chain over
+//! k, whatever the number of rows, tiles and threads is: a row's result does not depend on
+//! its neighbours, bit for bit.
+//!
+//! | precision | weights | rows | sums |
+//! |---|---|---|---|
+//! | f32 | f32 | f32 | f32 |
+//! | bf16 | bf16 | rounded to bf16 | f32 |
+//! | int8 | 8 bits, one scale for each output | 8 bits, one scale for each row | exact integers, then f32 |
+
+mod finish;
+mod lines;
+mod rows;
+mod tile;
+mod weights;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::Isa;
+use crate::isa::Level;
+pub use finish::Finish;
+pub use rows::PackedRows;
+pub use weights::PackedWeights;
+
+/// The numbers that products are made of; sums, norms and everything else stay f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Exact.
+    #[default]
+    F32,
+    /// Weights and rows rounded to 8 bits of mantissa.
+    Bf16,
+    /// Weights and rows rounded to integers of -127 to 127 times a scale.
+    Int8,
+}
+
+/// What a group of the rows is, and with it which instruction multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// One f32 (in bf16 precision one that was rounded).
+    F32,
+    /// Two bf16: `vdpbf16ps`.
+    Bf16Pairs,
+    /// Two 16-bit integers: `vpmaddwd`.
+    I16Pairs,
+    /// Four integers, the rows' moved to 0..=255: `vpdpbusd`.
+    U8Quads,
+}
+
+/// Groups of a block of k: the panel's part is 24 KiB with 16 columns, 48 KiB with 32.
+const KC: usize = 384;
+/// Rows that pass by a panel together: their part of x stays in the second-level cache.
+const BLOCK_ROWS: usize = 96;
+
+impl Kind {
+    fn new(isa: Isa, precision: Precision) -> Kind {
+        match (precision, isa.0) {
+            (Precision::F32, _) => Kind::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Level::Avx512(dots)) if dots.bf16() => Kind::Bf16Pairs,
+            (Precision::Bf16, _) => Kind::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Int8, Level::Avx512(dots)) if dots.vnni() => Kind::U8Quads,
+            (Precision::Int8, _) => Kind::I16Pairs,
+        }
+    }
+
+    /// Elements of a group.
+    fn elements(self) -> usize {
+        match self {
+            Kind::F32 => 1,
+            Kind::Bf16Pairs | Kind::I16Pairs => 2,
+            Kind::U8Quads => 4,
+        }
+    }
+}
+
+/// Rows of a tile and columns of a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) mr: usize,
+    pub(crate) nr: usize,
+}
+
+impl Sizes {
+    /// As many sums as the registers hold: 6 x 2 of 16, or 12 x 2 of 32.
+    fn of(isa: Isa) -> Sizes {
+        match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => Sizes { mr: 12, nr: 32 },
+            _ => Sizes { mr: 6, nr: 16 },
+        }
+    }
+}
+
+/// `out[i][j] = finish(sum over k of rows[i][k] weights[j][k] + bias[j])`, rows of `out` being `ld`
+/// apart. On the calling thread, or where `split` is set on all threads of the pool, each of which
+/// takes a part of the columns.
+///
+/// # Panics
+/// When `out` is too short, or rows and weights differ in width, precision or instruction set.
+pub fn multiply(
+    weights: &PackedWeights,
+    rows: &PackedRows,
+    bias: Option<&[f32]>,
+    finish: Finish,
+    out: &mut [f32],
+    ld: usize,
+    split: bool,
+) {
+    assert!(weights.fits(rows), "rows were packed for other weights");
+    assert!(ld >= weights.outputs() && bias.is_none_or(|bias| bias.len() == weights.outputs()));
+    let n = rows.len();
+    if n == 0 {
+        return;
+    }
+    let mut out: Vec<&mut [f32]> =
+        out.chunks_mut(ld).take(n).map(|row| &mut row[..weights.outputs()]).collect();
+    assert_eq!(out.len(), n, "out is too short");
+    let threads = if split { rayon::current_num_threads() } else { 1 };
+    let panels = weights.panels();
+    if threads == 1 {
+        return part(weights, rows, bias, finish, 0..panels, &mut out);
+    }
+    let share = panels.div_ceil(threads);
+    let mut parts = Vec::with_capacity(threads);
+    for first in (0..panels).step_by(share) {
+        let last = (first + share).min(panels);
+        let columns = (share * weights.nr()).min(out[0].len());
+        let mine: Vec<&mut [f32]> = out
+            .iter_mut()
+            .map(|row| {
+                let (mine, rest) = std::mem::take(row).split_at_mut(columns);
+                *row = rest;
+                mine
+            })
+            .collect();
+        parts.push((first..last, mine));
+    }
+    parts.into_par_iter().for_each(|(panels, mut out)| {
+        part(weights, rows, bias, finish, panels, &mut out);
+    });
+}
+
+/// The columns of `panels`, which the rows of `out` are cut to.
+fn part(
+    weights: &PackedWeights,
+    rows: &PackedRows,
+    bias: Option<&[f32]>,
+    finish: Finish,
+    panels: Range<usize>,
+    out: &mut [&mut [f32]],
+) {
+    let nr = weights.nr();
+    let blocks = ((rows.len() + BLOCK_ROWS / 2) / BLOCK_ROWS).max(1);
+    let tiles = rows.tiles().div_ceil(blocks);
+    let mut memory = tile::Memory::default();
+    for first in (0..rows.tiles()).step_by(tiles) {
+        let tiles = first..(first + tiles).min(rows.tiles());
+        let held = rows.rows_of(tiles.clone());
+        for panel in panels.clone() {
+            let sums = memory.panel(weights, rows, tiles.clone(), panel);
+            let column = panel * nr;
+            let cols = nr.min(weights.outputs() - column);
+            let bias = bias.map(|bias| &bias[column..column + cols]);
+            let at = (panel - panels.start) * nr;
+            finish::finish(weights.isa(), finish, sums, [nr, at], bias, &mut out[held.clone()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

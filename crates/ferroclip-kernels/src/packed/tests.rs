@@ -1,0 +1,138 @@
+use super::*;
+use crate::Activation;
+use crate::gemm::Matrix;
+
+fn values(n: usize, seed: usize) -> Vec<f32> {
+    (0..n).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5) - 1.0).collect()
+}
+
+fn packed(isa: Isa, precision: Precision, [n, k]: [usize; 2], x: &[f32]) -> PackedRows {
+    let mut rows = PackedRows::default();
+    rows.fill(isa, precision, [n, k], |i, row| row.copy_from_slice(&x[i * k..][..k]));
+    rows
+}
+
+/// Rows, outputs and inputs: one, edges of tiles and panels, several blocks of k and of rows.
+const SHAPES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [3, 5, 7],
+    [6, 16, 384],
+    [12, 32, 256],
+    [13, 33, 257],
+    [50, 70, 900],
+    [150, 96, 40],
+    [257, 48, 33],
+    [2, 200, 64],
+];
+
+fn product(
+    isa: Isa,
+    precision: Precision,
+    [m, n, k]: [usize; 3],
+    [x, w, bias]: [&[f32]; 3],
+    split: bool,
+) -> Vec<f32> {
+    let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(w, k));
+    let rows = packed(isa, precision, [m, k], x);
+    let mut out = vec![0.0; m * n];
+    multiply(&weights, &rows, Some(bias), Finish::Store, &mut out, n, split);
+    out
+}
+
+#[test]
+fn every_set_matches_the_naive_product() {
+    for isa in Isa::available() {
+        for [m, n, k] in SHAPES {
+            let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+            let got = product(isa, Precision::F32, [m, n, k], [&x, &w, &bias], false);
+            for i in 0..m {
+                for j in 0..n {
+                    let term = |p: usize| f64::from(x[i * k + p]) * f64::from(w[j * k + p]);
+                    let sum = (0..k).map(term).sum::<f64>() + f64::from(bias[j]);
+                    let size: f64 = (0..k).map(|p| term(p).abs()).sum();
+                    // k roundings, at random: sqrt(k) epsilons of the terms' absolute sum.
+                    let bound = 1.2e-7 * (k as f64).sqrt() * (size + 1.0);
+                    let error = (f64::from(got[i * n + j]) - sum).abs();
+                    assert!(error < bound, "{isa:?} {m} {n} {k}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// bf16 is f32 with rounded operands: `half` rounds them here.
+#[test]
+fn bf16_rounds_the_operands_only() {
+    let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
+    for isa in Isa::available() {
+        for [m, n, k] in SHAPES {
+            let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+            let got = product(isa, Precision::Bf16, [m, n, k], [&x, &w, &bias], false);
+            let (x, w): (Vec<f32>, Vec<f32>) =
+                (x.iter().map(round).collect(), w.iter().map(round).collect());
+            let want = product(isa, Precision::F32, [m, n, k], [&x, &w, &bias], false);
+            for (got, want) in got.iter().zip(&want) {
+                // The order of sums differs where pairs are added first.
+                assert!((got - want).abs() < 2e-6 * (k as f32).sqrt(), "{isa:?}: {got} {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_is_the_same_on_every_set_and_close() {
+    for [m, n, k] in SHAPES {
+        let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+        let mut first: Option<Vec<f32>> = None;
+        for isa in Isa::available() {
+            let got = product(isa, Precision::Int8, [m, n, k], [&x, &w, &bias], false);
+            let want = product(isa, Precision::F32, [m, n, k], [&x, &w, &bias], false);
+            for (got, want) in got.iter().zip(&want) {
+                // Two roundings of 1/254 a term, at random.
+                assert!((got - want).abs() < 0.01 * (k as f32).sqrt(), "{isa:?}: {got} {want}");
+            }
+            assert_eq!(first.get_or_insert(got.clone()), &got, "{isa:?}: integers are exact");
+        }
+    }
+}
+
+#[test]
+fn threads_and_neighbours_change_nothing() {
+    let [m, n, k] = [200, 70, 800];
+    let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let all = product(isa, precision, [m, n, k], [&x, &w, &bias], false);
+            assert_eq!(all, product(isa, precision, [m, n, k], [&x, &w, &bias], true));
+            let one = product(isa, precision, [1, n, k], [&x[137 * k..], &w, &bias], false);
+            assert_eq!(one, all[137 * n..138 * n]);
+        }
+    }
+}
+
+#[test]
+fn finishes() {
+    let [m, n, k] = [7, 40, 9];
+    let (x, w) = (values(m * k, 1), values(n * k, 2));
+    for isa in Isa::available() {
+        let weights = PackedWeights::pack(isa, Precision::F32, [n, k], Matrix::rows(&w, k));
+        let rows = packed(isa, Precision::F32, [m, k], &x);
+        let run = |finish, start: f32| {
+            // Rows of `out` are longer than the result; what lies between is left alone.
+            let mut out = vec![start; m * (n + 3)];
+            multiply(&weights, &rows, None, finish, &mut out, n + 3, false);
+            assert!(out.chunks(n + 3).all(|row| row[n..] == [start; 3]));
+            out
+        };
+        let stored = run(Finish::Store, 2.0);
+        for (added, stored) in run(Finish::Add, 2.0).iter().zip(&stored) {
+            assert!((added - (stored + 2.0)).abs() < 1e-6 || (*added, *stored) == (2.0, 2.0));
+        }
+        let kind = Activation::QuickGelu;
+        let mut want = vec![0.0; stored.len()];
+        crate::activation(isa, kind, &stored, &mut want);
+        for (row, want) in run(Finish::Activate(kind), 0.0).chunks(n + 3).zip(want.chunks(n + 3)) {
+            assert_eq!(row[..n], want[..n]);
+        }
+    }
+}

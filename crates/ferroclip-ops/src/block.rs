@@ -1,0 +1,319 @@
+//! The two halves of a transformer block, each with its residual connection:
+//!
+//! ```text
+//! x + out_proj(attention(in_proj(norm(x))))
+//! x + c_proj(act(c_fc(norm(x))))
+//! ```
+//!
+//! Where the weights are packed, a core walks some sequences (or rows) through a whole half, so that what
+//! lies between its products stays in the core's caches; otherwise the halves are made of the leaf
+//! operations. In the pooled form only one row of each sequence is computed, and keys and values are not
+//! formed: with q the query of one head and x the normed rows,
+//!
+//! ```text
+//! scores  q (x W_k^T + b_k)^T = (q W_k) x^T + a number that is the same for all rows
+//! result  p (x W_v^T + b_v)   = (p x) W_v^T + b_v, as the weights p add up to 1
+//! ```
+
+use std::sync::Arc;
+
+use burn::prelude::*;
+use ferroclip_kernels::{
+    Activation, AttentionScratch, AttentionShape, Finish, Isa, Matrix, PackedRows, PackedWeights,
+    Precision, attend, attend_row, multiply,
+};
+use rayon::prelude::*;
+
+use crate::cpu::Cpu;
+use crate::engine::{Memory, Task, row_tasks, run, span_tasks};
+use crate::linear::Packed;
+use crate::{LayerNorm, Linear, Spans, activation, attention, attention_pooled, select_rows};
+
+/// The half that mixes the rows of a sequence.
+#[derive(Clone, Debug)]
+pub struct AttentionBlock {
+    /// What the rows pass first.
+    pub norm: LayerNorm,
+    /// `[3 width, width]`: queries, keys, values.
+    pub in_proj: Linear,
+    /// `[width, width]`.
+    pub out_proj: Linear,
+    /// Number of heads.
+    pub heads: usize,
+    /// Whether a row sees only itself and those before it.
+    pub causal: bool,
+    pooled: Option<Arc<PooledWeights>>,
+}
+
+/// The query weights, and those of keys and values head by head, for the pooled form.
+#[derive(Debug)]
+struct PooledWeights {
+    query: PackedWeights,
+    /// W_k of each head, transposed: `width` outputs from `head_width` inputs.
+    keys: Vec<PackedWeights>,
+    /// W_v of each head: `head_width` outputs from `width` inputs.
+    values: Vec<PackedWeights>,
+}
+
+impl AttentionBlock {
+    /// The half of these parameters.
+    pub fn new(
+        norm: LayerNorm,
+        in_proj: Linear,
+        out_proj: Linear,
+        heads: usize,
+        causal: bool,
+    ) -> Self {
+        AttentionBlock { norm, in_proj, out_proj, heads, causal, pooled: None }
+    }
+
+    /// With packed weights, for inference on the CPU; `pooled` also packs what
+    /// [`AttentionBlock::forward_pooled`] reads.
+    pub fn packed(self, precision: Precision, pooled: bool) -> Self {
+        let pooled = if pooled { self.pooled_weights(precision).map(Arc::new) } else { None };
+        AttentionBlock {
+            in_proj: self.in_proj.packed(precision),
+            out_proj: self.out_proj.packed(precision),
+            pooled,
+            ..self
+        }
+    }
+
+    fn pooled_weights(&self, precision: Precision) -> Option<PooledWeights> {
+        let weight = self.in_proj.parameter()?;
+        let (isa, weight) = (Isa::active(), weight.data());
+        let (width, d) = (self.width(), self.width() / self.heads);
+        let head = |third: usize, head: usize| {
+            Matrix::rows(&weight[(third * width + head * d) * width..], width)
+        };
+        Some(PooledWeights {
+            query: PackedWeights::pack(isa, precision, [width, width], head(0, 0)),
+            keys: (0..self.heads)
+                .map(|h| PackedWeights::pack(isa, precision, [width, d], head(1, h).transposed()))
+                .collect(),
+            values: (0..self.heads)
+                .map(|h| PackedWeights::pack(isa, precision, [d, width], head(2, h)))
+                .collect(),
+        })
+    }
+
+    fn width(&self) -> usize {
+        self.norm.width()
+    }
+
+    fn shape(&self) -> AttentionShape {
+        let head_width = self.width() / self.heads;
+        AttentionShape { heads: self.heads, head_width, causal: self.causal }
+    }
+
+    /// All rows: `[rows, width]` to the same.
+    pub fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
+        let (Some(in_proj), Some(out_proj)) = (self.in_proj.as_packed(), self.out_proj.as_packed())
+        else {
+            let qkv = self.in_proj.forward(self.norm.forward(x.clone()));
+            let mixed = attention(qkv, spans, self.heads, self.causal);
+            return x + self.out_proj.forward(mixed);
+        };
+        let mut x = Cpu::packed_operand(x);
+        assert_eq!([spans.rows() * self.width()], [x.data().len()], "rows of x and of spans");
+        let norm = self.norm.values();
+        let tasks = span_tasks(spans, rayon::current_num_threads());
+        let length = |task: &Task| rows_of(spans, task) * self.width();
+        run(&tasks, x.data_mut(), length, |memory, task, x| {
+            let n = x.len() / self.width();
+            memory.wide.resize(n * 3 * self.width(), 0.0);
+            memory.mixed.resize(x.len(), 0.0);
+            norm.fill(&mut memory.rows, in_proj, x);
+            let qkv = &mut memory.wide[..];
+            in_proj.multiply(&memory.rows, Finish::Store, qkv, task.split);
+            self.mix(spans, task, memory);
+            fill(&mut memory.rows, out_proj, &memory.mixed);
+            out_proj.multiply(&memory.rows, Finish::Add, x, task.split);
+        });
+        x.into_tensor()
+    }
+
+    /// Attention of the sequences of a task, from `memory.wide` to `memory.mixed`.
+    fn mix(&self, spans: &Spans, task: &Task, memory: &mut Memory) {
+        let (width, isa, shape) = (self.width(), Isa::active(), self.shape());
+        let first = spans.offsets()[task.range.start];
+        for span in task.range.clone().map(|i| spans.range(i)) {
+            let (start, end) = (span.start - first, span.end - first);
+            let qkv = &memory.wide[start * 3 * width..end * 3 * width];
+            let mixed = &mut memory.mixed[start * width..end * width];
+            if qkv.is_empty() {
+                continue;
+            }
+            if !task.split {
+                for head in 0..shape.heads {
+                    let out = &mut mixed[head * shape.head_width..];
+                    attend(isa, shape, head, qkv, out, width, &mut memory.attention);
+                }
+                continue;
+            }
+            let d = shape.head_width;
+            let heads: Vec<Vec<f32>> = (0..shape.heads)
+                .into_par_iter()
+                .map_init(
+                    || AttentionScratch::new(isa),
+                    |scratch, head| {
+                        let mut out = vec![0.0; (end - start) * d];
+                        attend(isa, shape, head, qkv, &mut out, d, scratch);
+                        out
+                    },
+                )
+                .collect();
+            for (i, row) in mixed.chunks_exact_mut(width).enumerate() {
+                for (to, head) in row.chunks_exact_mut(d).zip(&heads) {
+                    to.copy_from_slice(&head[i * d..][..d]);
+                }
+            }
+        }
+    }
+
+    /// The row `pooled[i]` of each sequence `i` alone: `[spans, width]`. Where `causal`, it must be the
+    /// last of its sequence.
+    pub fn forward_pooled(&self, x: Tensor<2>, spans: &Spans, pooled: &[usize]) -> Tensor<2> {
+        let width = self.width();
+        let (Some(weights), Some(out_proj)) = (&self.pooled, self.out_proj.as_packed()) else {
+            let normed = self.norm.forward(x.clone());
+            let queries = select_rows(normed.clone(), pooled);
+            let q = self.in_proj.outputs(0..width).forward(queries);
+            let kv = self.in_proj.outputs(width..3 * width).forward(normed);
+            let mixed = attention_pooled(q, kv, spans, self.heads);
+            return select_rows(x, pooled) + self.out_proj.forward(mixed);
+        };
+        let x = Cpu::packed_operand(x);
+        let x = x.data();
+        assert_eq!([spans.count(), spans.rows() * width], [pooled.len(), x.len()]);
+        let norm = self.norm.values();
+        let bias = self.in_proj.bias_values();
+        let isa = Isa::active();
+        let mut out = vec![0.0; pooled.len() * width];
+        let tasks = span_tasks(spans, rayon::current_num_threads());
+        let length = |task: &Task| task.range.len() * width;
+        run(&tasks, &mut out, length, |memory, task, out| {
+            let first = spans.offsets()[task.range.start];
+            let x = &x[first * width..][..rows_of(spans, task) * width];
+            let Memory { rows, mixed: normed, wide: q, .. } = memory;
+            normed.resize(x.len(), 0.0);
+            norm.apply(x, normed);
+            let places: Vec<usize> =
+                task.range.clone().map(|i| (pooled[i] - first) * width).collect();
+            for (out, &place) in out.chunks_exact_mut(width).zip(&places) {
+                out.copy_from_slice(&x[place..][..width]);
+            }
+            let n = places.len();
+            rows.fill(isa, weights.query.precision(), [n, width], |i, row| {
+                row.copy_from_slice(&normed[places[i]..][..width]);
+            });
+            q.resize(n * width, 0.0);
+            let query_bias = bias.map(|bias| &bias[..width]);
+            multiply(&weights.query, rows, query_bias, Finish::Store, q, width, task.split);
+            let sequences: Vec<&[f32]> = task
+                .range
+                .clone()
+                .map(|i| {
+                    &normed[(spans.range(i).start - first) * width..]
+                        [..spans.range(i).len() * width]
+                })
+                .collect();
+            let head = |head: usize| self.pooled_head(weights, bias, head, q, &sequences);
+            let heads: Vec<Vec<f32>> = match task.split {
+                true => (0..self.heads).into_par_iter().map(head).collect(),
+                false => (0..self.heads).map(head).collect(),
+            };
+            let d = width / self.heads;
+            rows.fill(isa, weights.query.precision(), [n, width], |i, row| {
+                for (to, head) in row.chunks_exact_mut(d).zip(&heads) {
+                    to.copy_from_slice(&head[i * d..][..d]);
+                }
+            });
+            out_proj.multiply(rows, Finish::Add, out, task.split);
+        });
+        Cpu::from_vec(out, &[pooled.len(), width]).into_tensor()
+    }
+
+    /// One head of the pooled form, `[sequences, head_width]`.
+    fn pooled_head(
+        &self,
+        weights: &PooledWeights,
+        bias: Option<&[f32]>,
+        head: usize,
+        q: &[f32],
+        sequences: &[&[f32]],
+    ) -> Vec<f32> {
+        let (isa, precision) = (Isa::active(), weights.query.precision());
+        let (n, width, shape) = (sequences.len(), self.width(), self.shape());
+        let d = shape.head_width;
+        let mut rows = PackedRows::default();
+        rows.fill(isa, precision, [n, d], |i, row| {
+            row.copy_from_slice(&q[i * width + head * d..][..d]);
+        });
+        let mut searched = vec![0.0; n * width];
+        multiply(&weights.keys[head], &rows, None, Finish::Store, &mut searched, width, false);
+        let mut scores = Vec::new();
+        rows.fill(isa, precision, [n, width], |i, row| {
+            let searched = &searched[i * width..][..width];
+            attend_row(isa, shape.scale(), searched, sequences[i], &mut scores, row);
+        });
+        let mut out = vec![0.0; n * d];
+        let bias = bias.map(|bias| &bias[2 * width + head * d..][..d]);
+        multiply(&weights.values[head], &rows, bias, Finish::Store, &mut out, d, false);
+        out
+    }
+}
+
+/// The half that treats each row alone.
+#[derive(Clone, Debug)]
+pub struct Mlp {
+    /// What the rows pass first.
+    pub norm: LayerNorm,
+    /// `[hidden, width]`.
+    pub c_fc: Linear,
+    /// Between the two.
+    pub activation: Activation,
+    /// `[width, hidden]`.
+    pub c_proj: Linear,
+}
+
+impl Mlp {
+    /// With packed weights, for inference on the CPU.
+    pub fn packed(self, precision: Precision) -> Self {
+        Mlp { c_fc: self.c_fc.packed(precision), c_proj: self.c_proj.packed(precision), ..self }
+    }
+
+    /// `[rows, width]` to the same.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let (Some(c_fc), Some(c_proj)) = (self.c_fc.as_packed(), self.c_proj.as_packed()) else {
+            let hidden = self.c_fc.forward(self.norm.forward(x.clone()));
+            return x + self.c_proj.forward(activation(hidden, self.activation));
+        };
+        let [n, width] = x.dims();
+        let mut x = Cpu::packed_operand(x);
+        let norm = self.norm.values();
+        let tasks = row_tasks(n, rayon::current_num_threads());
+        let length = |task: &Task| task.range.len() * width;
+        run(&tasks, x.data_mut(), length, |Memory { rows, wide: hidden, .. }, task, x| {
+            hidden.resize(task.range.len() * c_fc.weights.outputs(), 0.0);
+            norm.fill(rows, c_fc, x);
+            c_fc.multiply(rows, Finish::Activate(self.activation), hidden, task.split);
+            fill(rows, c_proj, hidden);
+            c_proj.multiply(rows, Finish::Add, x, task.split);
+        });
+        x.into_tensor()
+    }
+}
+
+/// Rows of the sequences of a task.
+fn rows_of(spans: &Spans, task: &Task) -> usize {
+    spans.offsets()[task.range.end] - spans.offsets()[task.range.start]
+}
+
+/// Packs rows of numbers for a layer.
+fn fill(rows: &mut PackedRows, layer: &Packed, x: &[f32]) {
+    let width = layer.weights.inputs();
+    rows.fill(Isa::active(), layer.weights.precision(), [x.len() / width, width], |i, row| {
+        row.copy_from_slice(&x[i * width..][..width]);
+    });
+}

@@ -1,0 +1,158 @@
+//! Where the rows of a packed product are computed: on one core each, or all cores on one product.
+
+use std::cell::Cell;
+use std::ops::Range;
+
+use ferroclip_kernels::{AttentionScratch, Isa, PackedRows};
+use rayon::prelude::*;
+
+use crate::Spans;
+
+/// Rows that go through an operation together on one core: their values stay in its second-level
+/// cache, and the weights are read once for all of them.
+const TASK_ROWS: usize = 128;
+/// A core's share of rows below which all cores work on one product together instead.
+const MIN_SHARE: usize = 24;
+
+/// A part of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Task {
+    /// Sequences, or rows where they are independent.
+    pub(crate) range: Range<usize>,
+    /// Whether all cores work on it together.
+    pub(crate) split: bool,
+}
+
+/// Whole sequences for each task; what is left over when the cores have equally many is for all of
+/// them together.
+pub(crate) fn span_tasks(spans: &Spans, threads: usize) -> Vec<Task> {
+    let count = spans.count();
+    // With many sequences to a core an unequal number costs less than working together.
+    let even = if count < 4 * threads { count - count % threads } else { count };
+    let rows = spans.offsets()[even];
+    let mut tasks = Vec::new();
+    if rows > 0 {
+        let wanted = rows.div_ceil(TASK_ROWS).next_multiple_of(threads).min(even);
+        let mut start = 0;
+        for i in 1..=wanted {
+            let target = rows * i / wanted;
+            let end = spans.offsets()[..=even].partition_point(|&offset| offset < target).min(even);
+            if end > start {
+                tasks.push(Task { range: start..end, split: false });
+                start = end;
+            }
+        }
+        if start < even {
+            tasks.push(Task { range: start..even, split: false });
+        }
+    } else if even > 0 {
+        tasks.push(Task { range: 0..even, split: false });
+    }
+    if even < count {
+        tasks.push(Task { range: even..count, split: threads > 1 });
+    }
+    tasks
+}
+
+/// Any rows for each task.
+pub(crate) fn row_tasks(rows: usize, threads: usize) -> Vec<Task> {
+    if threads > 1 && rows < threads * MIN_SHARE {
+        return vec![Task { range: 0..rows, split: true }];
+    }
+    let wanted = rows.div_ceil(TASK_ROWS).next_multiple_of(threads).min(rows).max(1);
+    let cut = |i: usize| rows * i / wanted;
+    (0..wanted).map(|i| Task { range: cut(i)..cut(i + 1), split: false }).collect()
+}
+
+/// What a core computes with.
+pub(crate) struct Memory {
+    /// The operand of a product.
+    pub(crate) rows: PackedRows,
+    /// Rows of queries, keys and values, or of an MLP's hidden layer.
+    pub(crate) wide: Vec<f32>,
+    /// Rows between attention and its projection.
+    pub(crate) mixed: Vec<f32>,
+    pub(crate) attention: AttentionScratch,
+}
+
+impl Memory {
+    fn new() -> Memory {
+        Memory {
+            rows: PackedRows::default(),
+            wide: Vec::new(),
+            mixed: Vec::new(),
+            attention: AttentionScratch::new(Isa::active()),
+        }
+    }
+}
+
+thread_local! {
+    /// Kept from one operation to the next, so that a batch touches no new pages. A thread that waits
+    /// for others may be given another task meanwhile, which then has memory of its own.
+    static MEMORY: Cell<Option<Box<Memory>>> = const { Cell::new(None) };
+}
+
+fn with_memory(work: impl FnOnce(&mut Memory)) {
+    let mut memory = MEMORY.take().unwrap_or_else(|| Box::new(Memory::new()));
+    work(&mut memory);
+    MEMORY.set(Some(memory));
+}
+
+/// Runs `work(memory, task, rows of out)` for all tasks: those of one core in parallel, then the
+/// others one by one. Each task gets `length(task)` elements of `out`, one behind the other.
+pub(crate) fn run(
+    tasks: &[Task],
+    mut out: &mut [f32],
+    length: impl Fn(&Task) -> usize,
+    work: impl Fn(&mut Memory, &Task, &mut [f32]) + Sync + Send,
+) {
+    let mut alone = Vec::new();
+    let mut together = Vec::new();
+    for task in tasks {
+        let (mine, rest) = std::mem::take(&mut out).split_at_mut(length(task));
+        out = rest;
+        if task.split { together.push((task, mine)) } else { alone.push((task, mine)) }
+    }
+    // One at a time: a chunk of several could leave a core idle at the end.
+    alone.into_par_iter().with_max_len(1).for_each(|(task, out)| {
+        with_memory(|memory| work(memory, task, out));
+    });
+    together.into_iter().for_each(|(task, out)| with_memory(|memory| work(memory, task, out)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn covered(tasks: &[Task]) -> usize {
+        tasks.iter().fold(0, |end, task| {
+            assert_eq!(task.range.start, end);
+            task.range.end
+        })
+    }
+
+    #[test]
+    fn tasks_cover_everything_once() {
+        for threads in [1, 2, 3, 8] {
+            for rows in [0, 1, 50, 127, 1600] {
+                assert_eq!(covered(&row_tasks(rows, threads)), rows);
+            }
+            for count in [0, 1, 2, 3, 7, 32, 33] {
+                for length in [0, 1, 14, 50, 257] {
+                    let tasks = span_tasks(&Spans::uniform(count, length), threads);
+                    assert_eq!(covered(&tasks), count, "{count} of {length}, {threads} threads");
+                }
+            }
+            let ragged = Spans::from_lengths([3, 77, 0, 5, 200, 1, 9, 30, 14]);
+            assert_eq!(covered(&span_tasks(&ragged, threads)), 9);
+        }
+    }
+
+    #[test]
+    fn one_sequence_is_for_all_cores() {
+        assert!(span_tasks(&Spans::uniform(1, 50), 2)[0].split);
+        assert!(!span_tasks(&Spans::uniform(2, 50), 2)[0].split);
+        let three = span_tasks(&Spans::uniform(3, 50), 2);
+        assert_eq!(three.iter().map(|task| task.split).collect::<Vec<_>>(), [false, false, true]);
+    }
+}
