@@ -40,9 +40,9 @@ def photos(work: Path, name: str, split: str, n: int) -> Path:
     return folder
 
 
-def checked_photos(work: Path) -> Path:
+def checked_photos(work: Path, n: int = N_CHECKED) -> Path:
     """The pictures that cosines are taken over."""
-    return photos(work, "checked", "dev", N_CHECKED)
+    return photos(work, f"checked-{n}", "dev", n)
 
 
 def calibration_photos(work: Path) -> Path:

@@ -80,7 +80,7 @@ class Jpegs(OpenVino):
         return np.concatenate(self.results)[: len(paths)]
 
     def embed_checked(self) -> np.ndarray:
-        return self.embed(sorted(inputs.checked_photos(self.work).iterdir()))
+        return self.embed(sorted(inputs.checked_photos(self.work, self.job["checked"]).iterdir()))
 
 
 class FerroclipEmbed:

@@ -9,6 +9,7 @@ import argparse
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,7 @@ def our_cosine(bench: Bench, case: lines.Case, model: Path) -> float | None:
     if case.what == "train":
         return None
     is_text = case.what == "text"
-    given = ["--texts", inputs.captions(bench.work, inputs.N_CHECKED)] if is_text else ["--images", inputs.checked_photos(bench.work)]
+    given = ["--texts", inputs.captions(bench.work, bench.args.checked)] if is_text else ["--images", inputs.checked_photos(bench.work, bench.args.checked)]
     with tempfile.TemporaryDirectory() as out:
         argv = [PROGRAM, "embed", *given, "--model", model, "--precision", case.precision, "--threads", bench.args.threads,
                 "--dtype", "f32", "--out", out, "--quiet"]
@@ -89,12 +90,12 @@ def our_cosine(bench: Bench, case: lines.Case, model: Path) -> float | None:
         if found.returncode:
             raise RuntimeError(f"ferroclip: {found.stderr.splitlines()[0].removeprefix('error: ')}")
         kind = "text" if is_text else "img"
-        return least_cosine(Path(out) / f"{kind}_emb/{kind}_emb_0.npy", case, model)
+        return least_cosine(Path(out) / f"{kind}_emb/{kind}_emb_0.npy", case, model, bench.args.checked)
 
 
-def least_cosine(path: Path, case: lines.Case, model: Path) -> float:
+def least_cosine(path: Path, case: lines.Case, model: Path, n: int) -> float:
     tower = "text" if case.what == "text" else "image"
-    reference = np.load(model / f"peers/{tower}-reference.npy").astype(np.float64)
+    reference = np.load(model / f"peers/{tower}-reference.npy")[:n].astype(np.float64)
     rows = np.load(path).astype(np.float64)
     assert rows.shape == reference.shape, (rows.shape, reference.shape)
     rows, reference = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (rows, reference))
@@ -103,6 +104,7 @@ def least_cosine(path: Path, case: lines.Case, model: Path) -> float:
 
 def limited(bench: Bench, job: dict) -> dict:
     """The job with no more captions than asked for."""
+    job = job | {"checked": bench.args.checked}
     return job | {"captions": min(job["captions"], bench.args.captions)} if "captions" in job else job
 
 
@@ -152,7 +154,7 @@ def peer_cosine(bench: Bench, case: lines.Case, model: Path, side: pairs.Side) -
         return None
     path = bench.work / "peer-rows.npy"
     side.ask(f"check {path}")
-    return least_cosine(path, case, model)
+    return least_cosine(path, case, model, bench.args.checked)
 
 
 def bar(case: lines.Case) -> float | None:
@@ -174,7 +176,7 @@ def measure(bench: Bench, case: lines.Case) -> dict:
             ours.calibrate(bench.args.seconds)
             for peer, jobs in case.peers.items():
                 if not bench.args.peers or peer in bench.args.peers:
-                    out["peers"][peer] = with_best(bench, case, model, ours, jobs)
+                    out["peers"][peer] = with_best(bench, case, model, ours, jobs[: bench.args.settings])
                     say(f"  against {peer}: {record.rows(case.name, out | {'peers': {peer: out['peers'][peer]}})[0]}")
     except RuntimeError as error:
         say(f"  not measured: {error}")
@@ -205,6 +207,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=3, help="rounds that the best setting is found by")
     parser.add_argument("--seconds", type=float, default=1.0, help="what a round takes at least")
     parser.add_argument("--captions", type=int, default=lines.CAPTIONS)
+    parser.add_argument("--checked", type=int, default=inputs.N_CHECKED, help="inputs that cosines are taken over")
+    parser.add_argument("--settings", type=int, help="only the first few of each peer: for a look at whether all runs")
     parser.add_argument("--jpegs", type=int, default=2000)
     return parser.parse_args()
 
@@ -217,6 +221,8 @@ def main() -> None:
         raise SystemExit(f"no such lines: {', '.join(sorted(unknown))}")
     for pin in record.pins_missed():
         say(f"note: not the pinned version: {pin}")
+    # A stopped side would stay for ever: let every `with` close its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     bench = Bench(args)
     path = record.new_path(args.records)
     with bench.fma:

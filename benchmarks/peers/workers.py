@@ -56,7 +56,7 @@ class Peer:
     def embed_checked(self) -> np.ndarray:
         """In batches of the shape that the rounds run; short texts are never sorted here."""
         size = max(len(batch) for batch in self.batches)
-        parts = chunks(self.checked(), size)
+        parts = chunks(self.checked()[: self.job["checked"]], size)
         if self.job.get("dynamic"):
             parts = [part[:, : lengths(part).max()] for part in parts]
         filled = [np.concatenate([part, part[:1].repeat(size - len(part), 0)]) for part in parts]
@@ -86,7 +86,7 @@ class Torch(Peer):
             return [self.tower(batch, normalize=True) for batch in batches]
 
     def embed_checked(self) -> np.ndarray:
-        rows = self.torch.from_numpy(self.checked())
+        rows = self.torch.from_numpy(self.checked()[: self.job["checked"]])
         parts = rows.to(self.dtype).split(32) if self.job["what"] == "image" else rows.split(32)
         return self.torch.cat(self.run(list(parts))).float().numpy()
 
