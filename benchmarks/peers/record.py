@@ -78,13 +78,9 @@ def rows(name: str, case: dict) -> list:
         return [f"| {line} | {title} | - | - | - | not measured: {case['error']} | {case['must']:g} |"]
     out = []
     for peer, found in case["peers"].items():
-        if "ratio" not in found:
-            best = max(found["tried"], key=lambda each: each["per_s"])
-            text = f"does not count: cosine {best['cosine']:.5f}, alone {best['per_s']:.1f} a second"
-            out.append(f"| {line} | {title} | {peer} | - | - | {text} | |")
-            continue
+        note = "" if found.get("counts", True) else f"; does not count: cosine {found['cosine']:.4f}"
         ours, theirs = (1 / found[f"{side}_s"][1] if f"{side}_s" in found else found[side][1] for side in ("ours", "theirs"))
-        out.append(f"| {line} | {title} | {peer}, {found['setting']} | {ours:.2f} | {theirs:.2f} | {spread(found['ratio'])} | {case['must']:g} |")
+        out.append(f"| {line} | {title} | {peer}, {found['setting']} | {ours:.2f} | {theirs:.2f} | {spread(found['ratio'])}{note} | {case['must']:g} |")
     return out
 
 

@@ -7,6 +7,7 @@ Prints {"ready": true} after warm-up; then answers each line of standard input: 
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -242,6 +243,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Libraries print what they like to standard output; the answers go where they cannot.
-    ANSWERS, sys.stdout = sys.stdout, sys.stderr
+    # Libraries and helpers print what they like to standard output; the answers go where they cannot.
+    ANSWERS = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     main()
