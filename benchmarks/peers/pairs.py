@@ -29,7 +29,12 @@ class Side:
             env=environment(threads), start_new_session=True, bufsize=1,
         )
         self.calls = 1
-        self.ready = self.answer()
+        try:
+            self.ready = self.answer()
+        except BaseException:
+            # No `with` closes what never came to be.
+            self.signal(signal.SIGKILL)
+            raise
         self.signal(signal.SIGSTOP)
 
     def signal(self, number: int) -> None:
