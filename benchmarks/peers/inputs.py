@@ -41,8 +41,15 @@ def photos(work: Path, name: str, split: str, n: int) -> Path:
 
 
 def checked_photos(work: Path, n: int = N_CHECKED) -> Path:
-    """The pictures that cosines are taken over."""
-    return photos(work, f"checked-{n}", "dev", n)
+    """The pictures that cosines are taken over; as PNG, so that no difference between JPEG decoders gets into them."""
+    from PIL import Image
+
+    folder = work / f"inputs/checked-png-{n}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        for path in photos(work, f"checked-{n}", "dev", n).iterdir():
+            Image.open(path).convert("RGB").save(folder / f"{path.stem}.png")
+    return folder
 
 
 def calibration_photos(work: Path) -> Path:
