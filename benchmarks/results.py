@@ -64,11 +64,12 @@ def held_out(name: str, path: str, column: str, filters: list, *more: str) -> st
     return f"| {name}: {found['n']} pictures, {found['n_labels']} labels | top-1 {top1:.1f} %, top-5 {top5:.1f} % |"
 
 
-def replace(path: Path, table: str) -> tuple[str, str]:
+def replace(path: Path, table: str, name: str = "results") -> tuple[str, str]:
+    """The file before and after the lines between its markers give way to the table."""
     before = path.read_text()
-    pattern = r"(<!-- results: begin[^\n]*-->\n).*?(<!-- results: end -->)"
+    pattern = rf"(<!-- {name}: begin[^\n]*-->\n).*?(<!-- {name}: end -->)"
     after, n = re.subn(pattern, lambda m: m[1] + table + m[2], before, flags=re.DOTALL)
-    assert n == 1, f"{path} has no place for results"
+    assert n == 1, f"{path} has no place for {name}"
     return before, after
 
 

@@ -34,6 +34,6 @@ pub(crate) enum Command {
     /// Score a model on data
     #[command(subcommand)]
     Eval(cmd::eval::EvalCommand),
-    /// Rates of the towers and of training steps on random inputs
+    /// Rates of the towers and of training steps, and of the cores themselves
     Bench(cmd::bench::BenchArgs),
 }

@@ -11,6 +11,7 @@ mod allocator;
 mod attention;
 mod batch_norm;
 mod conv;
+mod fma_rate;
 mod gemm;
 mod isa;
 mod layer_norm;
@@ -27,6 +28,7 @@ pub use attention::{
 };
 pub use batch_norm::{BatchNorm, Moments};
 pub use conv::{Maps, conv3x3, conv3x3_weight_gradient, flipped_taps};
+pub use fma_rate::fma_rate;
 pub use gemm::{Matrix, Scratch, gemm, gemm_serial};
 pub use isa::Isa;
 pub use layer_norm::{layer_norm, layer_norm_backward};

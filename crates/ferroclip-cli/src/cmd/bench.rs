@@ -1,15 +1,17 @@
-//! `bench`: rates of the towers and of training steps on random inputs.
+//! `bench`: rates of the towers and of training steps, and of the cores themselves.
+
+mod inputs;
+mod paced;
 
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use ferroclip::Clip;
-use ferroclip_kernels::Isa;
+use ferroclip::{Clip, ModelFiles};
+use ferroclip_kernels::{Isa, fma_rate};
 use ferroclip_train::{Batch, StepBench};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Value, json};
 
+use self::inputs::{random_pixels, text_batches};
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::interrupt;
@@ -18,8 +20,8 @@ use crate::output;
 
 /// How long each measurement runs at least.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Tokens of a random text, start and end included.
-const TEXT_TOKENS: usize = 12;
+/// Steps of the loop of multiply-adds in a round: about a tenth of a second.
+const FMA_STEPS: usize = 50_000_000;
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
@@ -29,6 +31,13 @@ pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(long, value_delimiter = ',', default_values = ["image", "text"])]
     what: Vec<What>,
+    /// Texts to measure with, one per line, instead of random ones; a round of `text` is all of
+    /// them, one of `train` the next batch
+    #[arg(long, value_name = "FILE")]
+    texts: Option<String>,
+    /// Run a round for each line of standard input, and print its figures as a line of JSON
+    #[arg(long)]
+    paced: bool,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -41,13 +50,23 @@ enum What {
     Text,
     /// Optimiser steps on pairs: forward, backward, AdamW; `train --dry-run` adds reading the data
     Train,
+    /// Multiply-adds in registers, in GFLOP/s: what the threads can do at all
+    Fma,
+}
+
+/// What a round took, and its inputs per second (for `fma`, GFLOP/s).
+struct Round {
+    ms: f64,
+    per_s: f64,
 }
 
 pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
-    if !(1..=65_536).contains(&args.batch) {
-        return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
-    }
+    check(args)?;
     let clip = args.model.open()?;
+    if args.paced {
+        paced::run(&mut rounds(args.what[0], &clip, args)?)?;
+        return Ok(Done::All);
+    }
     let mut document = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "model": args.model.model,
@@ -56,13 +75,9 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
         "precision": args.model.compute.precision.name(),
     });
     let mut rows = Vec::new();
-    for what in &args.what {
-        let (name, ms) = match what {
-            What::Image => ("image", measure(image_batch(&clip, args.batch))?),
-            What::Text => ("text", measure(text_batch(&clip, args.batch))?),
-            What::Train => ("train", measure(train_batch(&clip, args)?)?),
-        };
-        let per_s = args.batch as f64 * 1000.0 / ms;
+    for &what in &args.what {
+        let Round { ms, per_s } = measure(&mut rounds(what, &clip, args)?)?;
+        let name = name(what);
         document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
         let numbers = [args.batch.to_string(), format!("{per_s:.1}"), format!("{ms:.1}")];
         rows.push([&[name.to_owned()], &numbers[..]].concat());
@@ -78,68 +93,112 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     Ok(Done::All)
 }
 
+fn check(args: &BenchArgs) -> Result<()> {
+    if !(1..=65_536).contains(&args.batch) {
+        return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
+    }
+    if args.paced && args.what.len() != 1 {
+        return Err(Error::usage("`--paced` measures one thing").hint("give one name to `--what`"));
+    }
+    if args.paced && args.texts.as_deref() == Some("-") {
+        return Err(Error::usage("`--paced` and `--texts -` both read standard input")
+            .hint("give a file to `--texts`"));
+    }
+    Ok(())
+}
+
+fn name(what: What) -> &'static str {
+    match what {
+        What::Image => "image",
+        What::Text => "text",
+        What::Train => "train",
+        What::Fma => "fma",
+    }
+}
+
 fn heading(document: &Value) -> String {
     let field = |name: &str| document[name].to_string().replace('"', "");
     let [model, isa] = [field("model"), field("isa")];
     format!("model {model}, {isa}, {} threads, {}\n", field("threads"), field("precision"))
 }
 
-fn image_batch(clip: &Clip, batch: usize) -> impl FnMut() + '_ {
-    let pixels = random_pixels(clip, batch);
-    move || {
-        // Reading the result waits for a device that computes on its own.
-        let _ = clip.image_tower().forward(&pixels, batch).into_data();
-    }
-}
-
-fn text_batch(clip: &Clip, batch: usize) -> impl FnMut() + '_ {
-    let texts = random_texts(clip, batch);
-    move || {
-        let _ = clip.text_tower().forward(&texts).into_data();
-    }
-}
-
-fn train_batch(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() + use<>> {
-    let files = args.model.files()?;
-    let mut bench = StepBench::new(files.config.model, files.weights);
-    let (pixels, texts) = (random_pixels(clip, args.batch), random_texts(clip, args.batch));
-    let batch = Batch { pixels, texts, keep: None };
-    Ok(move || {
-        // A step that was stopped is told by `measure`.
-        let _ = bench.step(&batch, &interrupt::STOP);
+/// What is to be repeated.
+fn rounds<'a>(
+    what: What,
+    clip: &'a Clip,
+    args: &BenchArgs,
+) -> Result<Box<dyn FnMut() -> Round + 'a>> {
+    let BenchArgs { batch, texts, .. } = args;
+    Ok(match what {
+        What::Image => Box::new(image_rounds(clip, *batch)),
+        What::Text => Box::new(text_rounds(clip, text_batches(clip, *batch, texts.as_deref())?)),
+        What::Train => Box::new(train_rounds(clip, args)?),
+        What::Fma => Box::new(fma_round),
     })
 }
 
-fn random_pixels(clip: &Clip, batch: usize) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let n = batch * clip.config().model.vision_cfg.image_len();
-    let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
-    (0..n).map(number).collect()
+fn image_rounds(clip: &Clip, batch: usize) -> impl FnMut() -> Round + '_ {
+    let pixels = random_pixels(clip, batch);
+    timed(batch, move || {
+        // Reading the result waits for a device that computes on its own.
+        let _ = clip.image_tower().forward(&pixels, batch).into_data();
+    })
 }
 
-fn random_texts(clip: &Clip, batch: usize) -> Vec<Vec<u32>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let tokenizer = clip.tokenizer();
-    let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
-    let n_words = TEXT_TOKENS.min(clip.config().model.text_cfg.context_length).saturating_sub(2);
-    let mut text = |_| {
-        let words = (0..n_words).map(|_| rng.next_u32() % start);
-        std::iter::once(start).chain(words).chain([end]).collect()
-    };
-    (0..batch).map(&mut text).collect()
+fn text_rounds(clip: &Clip, batches: Vec<Vec<Vec<u32>>>) -> impl FnMut() -> Round + '_ {
+    timed(batches.iter().map(Vec::len).sum(), move || {
+        for texts in &batches {
+            let _ = clip.text_tower().forward(texts).into_data();
+        }
+    })
 }
 
-/// The median milliseconds of a call.
-fn measure(mut call: impl FnMut()) -> Result<f64> {
-    call();
+fn train_rounds(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() -> Round + use<>> {
+    let BenchArgs { batch, texts, model, .. } = args;
+    let (batch, batches) = (*batch, text_batches(clip, *batch, texts.as_deref())?);
+    let ModelFiles { config, weights, .. } = model.files()?;
+    let pixels = random_pixels(clip, batch);
+    let mut bench = StepBench::new(config.model, weights);
+    // A short last batch would be another amount of work.
+    let mut texts: Vec<_> = batches.into_iter().filter(|texts| texts.len() == batch).collect();
+    let mut batch = Batch { pixels, texts: Vec::new(), keep: None };
+    let n = texts[0].len();
+    let mut next = 0;
+    Ok(timed(n, move || {
+        std::mem::swap(&mut batch.texts, &mut texts[next]);
+        // A step that was stopped is told by `measure`.
+        let _ = bench.step(&batch, &interrupt::STOP);
+        std::mem::swap(&mut batch.texts, &mut texts[next]);
+        next = (next + 1) % texts.len();
+    }))
+}
+
+/// All threads at once: cores that share a clock or a unit show it.
+fn fma_round() -> Round {
     let begin = Instant::now();
-    let mut times = Vec::new();
-    while times.len() < 3 || begin.elapsed() < PERIOD {
-        interrupt::check()?;
-        let start = Instant::now();
+    let rates = rayon::broadcast(|_| fma_rate(Isa::active(), FMA_STEPS));
+    Round { ms: begin.elapsed().as_secs_f64() * 1000.0, per_s: rates.iter().sum() }
+}
+
+/// Rounds of `n` inputs.
+fn timed(n: usize, mut call: impl FnMut()) -> impl FnMut() -> Round {
+    move || {
+        let begin = Instant::now();
         call();
-        times.push(start.elapsed().as_secs_f64() * 1000.0);
+        let ms = begin.elapsed().as_secs_f64() * 1000.0;
+        Round { ms, per_s: n as f64 * 1000.0 / ms }
     }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+}
+
+/// The median round.
+fn measure(round: &mut dyn FnMut() -> Round) -> Result<Round> {
+    round();
+    let begin = Instant::now();
+    let mut rounds = Vec::new();
+    while rounds.len() < 3 || begin.elapsed() < PERIOD {
+        interrupt::check()?;
+        rounds.push(round());
+    }
+    rounds.sort_by(|a, b| a.ms.total_cmp(&b.ms));
+    Ok(rounds.swap_remove(rounds.len() / 2))
 }

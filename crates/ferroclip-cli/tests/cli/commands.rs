@@ -278,6 +278,30 @@ fn bench_names_its_conditions() {
     assert_eq!(document["train"]["batch"], 2);
     let (ms, per_s) = (&document["train"]["ms"], &document["train"]["per_s"]);
     assert!((ms.as_f64().unwrap() * per_s.as_f64().unwrap() / 2000.0 - 1.0).abs() < 1e-9);
+    let fma = on_model(&["bench", "--what", "fma", "--json"]).json();
+    assert!(fma["fma"]["per_s"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bench_runs_a_round_for_each_line() {
+    let folder = tempdir().unwrap();
+    let texts = write(&folder.path().join("texts.txt"), b"a cat\na dog\na red bird\n");
+    for what in ["text", "train"] {
+        let args = ["bench", "--paced", "--what", what, "--batch", "2", "--texts", &texts];
+        let run = on_model_with_stdin(&args, b"\n\n");
+        assert_eq!((run.code, run.stdout.lines().count()), (0, 3), "{}", run.stderr);
+        let lines: Vec<Value> =
+            run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0], json!({"ready": true}));
+        // A round of texts is all three, a step the next two.
+        let n = if what == "text" { 3000.0 } else { 2000.0 };
+        let per_s = lines[2]["per_s"].as_f64().unwrap();
+        assert!((lines[2]["ms"].as_f64().unwrap() * per_s / n - 1.0).abs() < 1e-9);
+    }
+    on_model(&["bench", "--paced"]).fails(2, "`--paced` measures one thing");
+    on_model(&["bench", "--texts", &texts]).fails(1, "fewer than a batch");
+    let args = ["bench", "--paced", "--what", "text", "--texts", "-"];
+    on_model(&args).fails(2, "both read standard input");
 }
 
 #[test]
@@ -288,7 +312,8 @@ fn wrong_usage_is_status_2() {
     assert_eq!(run(&["--version"]).code, 0);
     on_model(&["classify", "x.png"]).fails(2, "no labels");
     let label = ["classify", "x.png", "--label", "a"];
-    on_model(&[&label[..], &["--precision", "bf16"]].concat()).fails(2, "`bf16` is not there yet");
+    on_model(&[&label[..], &["--precision", "f16"]].concat())
+        .fails(2, "possible values: f32, bf16");
     on_model(&[&label[..], &["--device", "cuda"]].concat()).fails(2, "no device `cuda`");
     run(&[&label[..], &["--model", "nowhere"]].concat()).fails(1, "no such model: `nowhere`");
 }

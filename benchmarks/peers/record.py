@@ -1,0 +1,148 @@
+"""Records of the comparison, and README's table of the newest one.
+
+    python3 benchmarks/peers/record.py [--check]
+
+With --check nothing is written, and the exit status tells whether README is up to date. Needs only the standard library.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import results
+
+RECORDS = ROOT / "benchmarks/records"
+SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+HEADER = ["| line | work | peer at its best setting | ferroclip, a second | peer, a second | ratio (quartiles) | must |",
+          "|---|---|---|---|---|---|---|"]
+
+
+def processor() -> dict:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    fields = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    flags = fields.get("flags", "").split()
+    return {"model": fields.get("model name", platform.processor()),
+            "family": f"{fields.get('cpu family')}/{fields.get('model')}",
+            "cores": len(os.sched_getaffinity(0)), "sets": [name for name in SETS if name in flags]}
+
+
+def versions() -> dict:
+    required = (Path(__file__).parent / "requirements.txt").read_text().split()
+    names = [line.split("==")[0] for line in required]
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return {"ferroclip": git.stdout.strip(), "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }
+
+
+def pins_missed() -> list:
+    """Pinned versions that are not the installed ones."""
+    pins = (Path(__file__).parent / "requirements.txt").read_text().split()
+    found = versions()
+    return [f"{pin} (installed: {found[pin.split('==')[0]]})" for pin in pins if found[pin.split("==")[0]].split("+")[0] != pin.split("==")[1]]
+
+
+def new_path(folder: Path) -> Path:
+    found = processor()
+    name = re.sub(r"[^a-z0-9]+", "-", f"{found['model']} {found['family']}".lower()).strip("-")
+    return folder / f"{datetime.date.today()}-{name}.json"
+
+
+def merge(path: Path, name: str, case: dict) -> None:
+    """Writes a case into the record; the one of an earlier run goes."""
+    record = json.loads(path.read_text()) if path.exists() else {"processor": processor(), "cases": {}}
+    record["cases"][name] = case
+    record["cases"] = dict(sorted(record["cases"].items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(path))
+
+
+def spread(values: list) -> str:
+    low, middle, high = values
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def rows(name: str, case: dict) -> list:
+    line, title = name.split(": ", 1)
+    if "error" in case:
+        return [f"| {line} | {title} | - | - | - | not measured: {case['error']} | {case['must']:g} |"]
+    out = []
+    for peer, found in case["peers"].items():
+        note = "" if found.get("counts", True) else f"; does not count: cosine {found['cosine']:.4f}"
+        ours, theirs = (1 / found[f"{side}_s"][1] if f"{side}_s" in found else found[side][1] for side in ("ours", "theirs"))
+        out.append(f"| {line} | {title} | {peer}, {found['setting']} | {ours:.2f} | {theirs:.2f} | {spread(found['ratio'])}{note} | {case['must']:g} |")
+    return out
+
+
+def table(record: dict) -> list:
+    return HEADER + [row for name, case in record["cases"].items() for row in rows(name, case)]
+
+
+def details(name: str, case: dict) -> list:
+    """What the table has no room for."""
+    run = case["run"]
+    load = ", ".join(f"{each:.2f}" for each in run["load"])
+    out = [f"- {name}: {run['pairs']} pairs, {run['threads']} threads, {run['time']}, ferroclip {run['versions']['ferroclip']}, load {load} before"]
+    if case.get("cosine") is not None:
+        out.append(f"  - least cosine to PyTorch f32: ferroclip {case['cosine']:.6f}, bar {case['bar']}")
+    for peer, found in case.get("peers", {}).items():
+        if found.get("cosine") is not None:
+            out.append(f"  - {peer}: least cosine {found['cosine']:.6f}; computes in {found.get('in_use') or 'what was asked'}")
+        if "fma" in found:
+            out.append(f"  - beside {peer}: multiply-adds {found['fma'][1]:.0f} GFLOP/s" + share(case, found))
+        if "ours_mb" in found:
+            out.append(f"  - peak memory: ferroclip {found['ours_mb'][1]:.0f} MB, peer {found['theirs_mb'][1]:.0f} MB, weights {found['weights_mb']:.0f} MB;"
+                       f" {found['ours_s'][1]:.2f} s against {found['theirs_s'][1]:.2f} s")
+    return out
+
+
+def share(case: dict, found: dict) -> str:
+    if not case.get("gflop"):
+        return ""
+    return f"; ferroclip reaches {100 * found['ours'][1] * case['gflop'] / found['fma'][1]:.1f} % of them over {case['gflop']:.2f} GFLOP a picture"
+
+
+def page(path: Path) -> str:
+    record = json.loads(path.read_text())
+    found = record["processor"]
+    last = list(record["cases"].values())[-1]["run"]["versions"]
+    lines = [f"# {path.stem}", "", f"{found['model']}, family {found['family']}, {found['cores']} cores, {', '.join(found['sets'])}.",
+             "The ratio is the median over pairs of rounds: above 1, ferroclip is faster.", "", *table(record), "",
+             ", ".join(f"{name} {version}" for name, version in last.items() if name != "ferroclip"), ""]
+    for name, case in record["cases"].items():
+        lines += details(name, case)
+    return "\n".join(lines) + "\n"
+
+
+def readme_table() -> str:
+    paths = sorted(RECORDS.glob("*.json"))
+    if not paths:
+        return "No record yet.\n"
+    record = json.loads(paths[-1].read_text())
+    found = record["processor"]
+    last = f"\n{found['model']}, {found['cores']} cores, {paths[-1].name[:10]}; [all figures](benchmarks/records/{paths[-1].stem}.md).\n"
+    return "\n".join(table(record)) + "\n" + last
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    before, after = results.replace(ROOT / "README.md", readme_table(), "peers")
+    if not check:
+        (ROOT / "README.md").write_text(after)
+    return int(check and before != after)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+//! What goes through the towers.
+
+use ferroclip::Clip;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::error::{Error, Result};
+use crate::inputs::read_texts;
+
+/// Tokens of a random text, start and end included.
+const TEXT_TOKENS: usize = 12;
+
+pub(super) fn random_pixels(clip: &Clip, batch: usize) -> Vec<f32> {
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let n = batch * clip.config().model.vision_cfg.image_len();
+    let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
+    (0..n).map(number).collect()
+}
+
+fn random_texts(clip: &Clip, batch: usize) -> Vec<Vec<u32>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let tokenizer = clip.tokenizer();
+    let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
+    let n_words = TEXT_TOKENS.min(clip.config().model.text_cfg.context_length).saturating_sub(2);
+    let mut text = |_| {
+        let words = (0..n_words).map(|_| rng.next_u32() % start);
+        std::iter::once(start).chain(words).chain([end]).collect()
+    };
+    (0..batch).map(&mut text).collect()
+}
+
+/// The ids of the texts of a file in batches, the last one perhaps short; one batch of random texts
+/// without a file.
+pub(super) fn text_batches(
+    clip: &Clip,
+    batch: usize,
+    file: Option<&str>,
+) -> Result<Vec<Vec<Vec<u32>>>> {
+    let Some(file) = file else {
+        return Ok(vec![random_texts(clip, batch)]);
+    };
+    let texts = read_texts(file, None)?;
+    if texts.len() < batch {
+        let message = format!("`{file}` holds {} texts, fewer than a batch", texts.len());
+        return Err(Error::input(message).hint("give more texts, or a smaller `--batch`"));
+    }
+    let ids: Vec<_> = texts.iter().map(|text| clip.tokenize(text).ids).collect();
+    Ok(ids.chunks(batch).map(<[_]>::to_vec).collect())
+}
