@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use ferroclip_kernels::{Isa, Matrix, gemm};
+use ferroclip_kernels::{Isa, Matrix, Onto, Precision, gemm};
 
 fn main() {
     for [m, n, k] in [
@@ -19,12 +19,13 @@ fn main() {
             let start = Instant::now();
             gemm(
                 Isa::active(),
+                Precision::F32,
                 [m, n, k],
                 Matrix::rows(&a, k),
                 Matrix::rows(&b, n),
                 &mut c,
                 n,
-                false,
+                Onto::Nothing,
             );
             best = best.min(start.elapsed().as_secs_f64());
         }

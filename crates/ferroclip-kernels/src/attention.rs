@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 
 use crate::Isa;
-use crate::gemm::{Matrix, Scratch, gemm_serial};
+use crate::gemm::{Matrix, Onto, Scratch, gemm_serial};
 use crate::isa::{MulAdd, dispatch};
 use crate::math::{exp, lane_sum};
 use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
@@ -40,11 +40,17 @@ impl AttentionShape {
 }
 
 /// Memory of one thread.
-#[derive(Default)]
 struct Buffers {
     p: Vec<f32>,
     dp: Vec<f32>,
     gemm: Scratch,
+}
+
+impl Buffers {
+    fn new(isa: Isa) -> Buffers {
+        let gemm = Scratch::new(isa, Precision::F32);
+        Buffers { p: Vec::new(), dp: Vec::new(), gemm }
+    }
 }
 
 /// Rows of each span of `x`, `width` elements a row, as slices that threads may take.
@@ -128,14 +134,17 @@ pub fn attention_backward(
 ) {
     let width = shape.width();
     let spans = split(dqkv, offsets, 3 * width);
-    spans.into_par_iter().enumerate().for_each_init(Buffers::default, |buffers, (i, dqkv)| {
-        let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
-        let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
-        let n = offsets[i + 1] - offsets[i];
-        for head in 0..if n == 0 { 0 } else { shape.heads } {
-            head_backward(isa, shape, n, head, qkv, dout, dqkv, buffers);
-        }
-    });
+    spans.into_par_iter().enumerate().for_each_init(
+        || Buffers::new(isa),
+        |buffers, (i, dqkv)| {
+            let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
+            let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
+            let n = offsets[i + 1] - offsets[i];
+            for head in 0..if n == 0 { 0 } else { shape.heads } {
+                head_backward(isa, shape, n, head, qkv, dout, dqkv, buffers);
+            }
+        },
+    );
 }
 
 #[expect(clippy::too_many_arguments, reason = "one head of one span: its place and its operands")]
@@ -159,10 +168,11 @@ fn head_backward(
     let ld = 3 * width;
     let mut write = |a: Matrix, b: Matrix, third: usize| {
         let out = &mut dqkv[third * width + head * d..];
-        gemm_serial(isa, [n, d, n], a, b, out, ld, false, gemm);
+        gemm_serial([n, d, n], a, b, out, ld, Onto::Nothing, gemm);
     };
     write(Matrix::rows(p, n).transposed(), dout, 2);
-    gemm_serial(isa, [n, n, d], dout, v.transposed(), dp, n, false, &mut Scratch::default());
+    let scratch = &mut Scratch::new(isa, Precision::F32);
+    gemm_serial([n, n, d], dout, v.transposed(), dp, n, Onto::Nothing, scratch);
     score_gradient(isa, n, shape.scale(), p, dp);
     write(Matrix::rows(dp, n), k, 0);
     write(Matrix::rows(dp, n).transposed(), q, 1);
@@ -186,7 +196,15 @@ fn probabilities(
     buffers.p.resize(n * n, 0.0);
     let (q, k) = (part(qkv, shape, head, 0), part(qkv, shape, head, 1));
     let p = &mut buffers.p;
-    gemm_serial(isa, [n, n, shape.head_width], q, k.transposed(), p, n, false, &mut buffers.gemm);
+    gemm_serial(
+        [n, n, shape.head_width],
+        q,
+        k.transposed(),
+        p,
+        n,
+        Onto::Nothing,
+        &mut buffers.gemm,
+    );
     softmax_rows(isa, n, shape.scale(), shape.causal, p);
 }
 
@@ -264,11 +282,14 @@ pub fn attention_pooled_backward(
     let width = shape.width();
     let dkvs = split(dkv, offsets, 2 * width);
     let work = dkvs.into_par_iter().zip(dq.par_chunks_exact_mut(width)).enumerate();
-    work.for_each_init(Buffers::default, |buffers, (i, (dkv, dq))| {
-        let kv = &kv[offsets[i] * 2 * width..offsets[i + 1] * 2 * width];
-        let row = i * width..(i + 1) * width;
-        pooled_backward(isa, shape, &q[row.clone()], kv, &dout[row], buffers, dq, dkv);
-    });
+    work.for_each_init(
+        || Buffers::new(isa),
+        |buffers, (i, (dkv, dq))| {
+            let kv = &kv[offsets[i] * 2 * width..offsets[i + 1] * 2 * width];
+            let row = i * width..(i + 1) * width;
+            pooled_backward(isa, shape, &q[row.clone()], kv, &dout[row], buffers, dq, dkv);
+        },
+    );
 }
 
 #[inline(always)]

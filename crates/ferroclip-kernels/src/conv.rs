@@ -7,20 +7,23 @@
 //! - dw\[o, t, c\] = sum over p of dy\[p, o\] x\[p + t, c\]
 //! - dx is the same convolution of dy with w\[c, 8 - t, o\], see [`flipped_taps`]
 //!
-//! The forward product is that of [`gemm`](crate::gemm) with rows of A that are the neighbours of
-//! each position where they lie, so a position's result depends on no other row.
+//! The forward product is that of packed weights with rows that are the neighbourhoods of positions, so
+//! a position's result depends on no other row.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::Isa;
-use crate::gemm::{Block, MR, Matrix, NR, Scratch, gemm_serial, pack_b};
+use crate::gemm::{Matrix, Onto, Scratch, gemm_serial};
+use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
 
 /// Taps of the kernel, row after row.
 const TAPS: usize = 9;
-/// Floats of A that one task packs: 256 KiB, a quarter of a usual second-level cache.
+/// Floats of the neighbourhoods that one task packs: 256 KiB stay in the second-level cache.
 const PACKED: usize = 1 << 16;
+/// Positions of a task at most.
+const TASK_ROWS: usize = 384;
 /// Positions whose neighbourhoods are written out at a time for the weight's gradient.
 const GRADIENT_ROWS: usize = 256;
 /// Partial sums of the weight's gradient. Their number is fixed, and they are added in order, so
@@ -83,21 +86,21 @@ pub fn conv3x3(
 ) {
     let depth = TAPS * inputs;
     check(maps, [inputs, outputs], x, weight, y);
-    let b = Matrix::rows(weight, depth).transposed();
-    let mut panels = vec![0.0; outputs.div_ceil(NR) * NR * depth];
-    let each = panels.par_chunks_mut(NR * depth).enumerate();
-    each.for_each(|(j, panel)| pack_b(isa, b, 0, depth, outputs, j * NR, panel));
-    let rows = (PACKED / depth / MR).max(1) * MR;
-    let border = vec![0.0; inputs];
-    y.par_chunks_mut(rows * outputs).enumerate().for_each_init(Vec::new, |buffer, (task, y)| {
-        let held = y.len() / outputs;
-        let block = Block { isa, rows: held, n: outputs, depth, ldc: outputs, add: false };
-        let neighbours_of = |first: usize, pieces: &mut Vec<_>| {
-            let rows = task * rows + first..(task * rows + held).min(task * rows + first + MR);
-            pieces.extend(neighbour_rows(maps, inputs, x, rows, &border));
-        };
-        block.multiply_rows(inputs, neighbours_of, &panels, y, buffer);
-    });
+    let weights =
+        PackedWeights::pack(isa, Precision::F32, [outputs, depth], Matrix::rows(weight, depth));
+    let rows = (PACKED / depth).clamp(1, TASK_ROWS);
+    y.par_chunks_mut(rows * outputs).enumerate().for_each_init(
+        PackedRows::default,
+        |packed, (task, y)| {
+            let (first, held) = (task * rows, y.len() / outputs);
+            let mut neighbours = maps.neighbours(first..first + held);
+            packed.fill(isa, Precision::F32, [held, depth], |_, row| {
+                let neighbours = neighbours.next().expect("one for each row");
+                write_neighbours(inputs, x, neighbours, row);
+            });
+            multiply(&weights, packed, None, Finish::Store, y, outputs, false);
+        },
+    );
 }
 
 /// dw (`[outputs, 9, inputs]`) of x (`[rows, inputs]`) and dy (`[rows, outputs]`). Uses the threads
@@ -118,16 +121,17 @@ pub fn conv3x3_weight_gradient(
     let blocks = maps.rows().div_ceil(GRADIENT_ROWS);
     let rows = blocks.div_ceil(PARTS).max(1) * GRADIENT_ROWS;
     let parts = dy.par_chunks(rows * outputs).enumerate().map(|(part, dy)| {
-        let (mut sum, mut scratch) = (vec![0.0; dw.len()], Scratch::default());
+        let (mut sum, mut scratch) = (vec![0.0; dw.len()], Scratch::new(isa, Precision::F32));
         let mut columns = vec![0.0; GRADIENT_ROWS * depth];
         for (block, dy) in dy.chunks(GRADIENT_ROWS * outputs).enumerate() {
             let held = dy.len() / outputs;
             let columns = &mut columns[..held * depth];
             let first = part * rows + block * GRADIENT_ROWS;
-            write_neighbours(maps, inputs, x, first, columns);
+            let rows = columns.chunks_exact_mut(depth).zip(maps.neighbours(first..first + held));
+            rows.for_each(|(row, neighbours)| write_neighbours(inputs, x, neighbours, row));
             let a = Matrix::rows(dy, outputs).transposed();
             let (b, dims) = (Matrix::rows(columns, depth), [outputs, depth, held]);
-            gemm_serial(isa, dims, a, b, &mut sum, depth, true, &mut scratch);
+            gemm_serial(dims, a, b, &mut sum, depth, Onto::Sum, &mut scratch);
         }
         sum
     });
@@ -157,33 +161,12 @@ fn check(maps: Maps, [inputs, outputs]: [usize; 2], x: &[f32], weight: &[f32], y
     assert_eq!(weight.len(), outputs * TAPS * inputs, "length of the weight");
 }
 
-/// For each tap, the channels of the neighbours of these rows (at most MR): `border` beyond the
-/// border, and nothing beyond the rows.
-fn neighbour_rows<'a>(
-    maps: Maps,
-    inputs: usize,
-    x: &'a [f32],
-    rows: Range<usize>,
-    border: &'a [f32],
-) -> [[&'a [f32]; MR]; TAPS] {
-    let mut pieces = [[&[][..]; MR]; TAPS];
-    for (r, neighbours) in maps.neighbours(rows).enumerate() {
-        for (piece, neighbour) in pieces.iter_mut().zip(neighbours) {
-            piece[r] = neighbour.map_or(border, |row| &x[row * inputs..][..inputs]);
-        }
-    }
-    pieces
-}
-
-/// The neighbourhoods of consecutive rows from `first` on, `[rows, 9 * inputs]`.
-fn write_neighbours(maps: Maps, inputs: usize, x: &[f32], first: usize, columns: &mut [f32]) {
-    let columns = columns.chunks_exact_mut(TAPS * inputs);
-    for (column, neighbours) in columns.zip(maps.neighbours(first..maps.rows())) {
-        for (out, neighbour) in column.chunks_exact_mut(inputs).zip(neighbours) {
-            match neighbour {
-                Some(row) => out.copy_from_slice(&x[row * inputs..][..inputs]),
-                None => out.fill(0.0),
-            }
+/// The neighbourhood of a position, `[9 * inputs]`.
+fn write_neighbours(inputs: usize, x: &[f32], neighbours: [Option<usize>; TAPS], out: &mut [f32]) {
+    for (out, neighbour) in out.chunks_exact_mut(inputs).zip(neighbours) {
+        match neighbour {
+            Some(row) => out.copy_from_slice(&x[row * inputs..][..inputs]),
+            None => out.fill(0.0),
         }
     }
 }

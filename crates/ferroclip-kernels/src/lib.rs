@@ -29,7 +29,7 @@ pub use attention::{
 pub use batch_norm::{BatchNorm, Moments};
 pub use conv::{Maps, conv3x3, conv3x3_weight_gradient, flipped_taps};
 pub use fma_rate::fma_rate;
-pub use gemm::{Matrix, Scratch, gemm, gemm_serial};
+pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};
 pub use isa::Isa;
 pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use packed::{Finish, PackedRows, PackedWeights, Precision, multiply};

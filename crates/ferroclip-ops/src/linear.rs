@@ -16,12 +16,15 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
 use ferroclip_kernels::{
-    Finish, Isa, Matrix, PackedRows, PackedWeights, Precision, gemm, multiply,
+    Finish, Isa, Matrix, Onto, PackedRows, PackedWeights, Precision, gemm, multiply,
 };
 
 use crate::cpu::{Cpu, input, operands};
 use crate::engine::{Memory, Task, row_tasks, run};
 use crate::threads::column_sums;
+
+/// Of products with parameters.
+const PRECISION: Precision = Precision::F32;
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -196,13 +199,11 @@ fn with_bias(x: Tensor<2>, weight: &Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
         return x.matmul(weight.clone().transpose()) + bias.clone().unsqueeze::<2>();
     };
     let [x, weight, bias] = &operands.values;
-    let mut y = Vec::with_capacity(rows * outputs);
-    for _ in 0..rows {
-        y.extend_from_slice(bias.data());
-    }
+    let mut y = vec![0.0; rows * outputs];
+    let onto = Onto::Bias(bias.data());
     let w = Matrix::rows(weight.data(), inputs).transposed();
     let x_rows = Matrix::rows(x.data(), inputs);
-    gemm(Isa::active(), [rows, outputs, inputs], x_rows, w, &mut y, outputs, true);
+    gemm(Isa::active(), PRECISION, [rows, outputs, inputs], x_rows, w, &mut y, outputs, onto);
     let product = Product { rows, inputs, outputs, transposed: true };
     let state = (x.clone(), weight.clone(), product);
     operands.finish(Cpu::from_vec(y, &[rows, outputs]), LinearBackward, state)
@@ -226,12 +227,13 @@ fn product(x: Tensor<2>, weight: &Tensor<2>, transposed: bool) -> Tensor<2> {
     let dims = [rows, product.outputs, inputs];
     gemm(
         Isa::active(),
+        PRECISION,
         dims,
         x_rows,
         product.weight(weight.data()),
         &mut y,
         product.outputs,
-        false,
+        Onto::Nothing,
     );
     let state = (x.clone(), weight.clone(), product);
     operands.finish(Cpu::from_vec(y, &[rows, product.outputs]), ProductBackward, state)
@@ -261,7 +263,16 @@ impl Product {
         let mut dx = vec![0.0; self.rows * self.inputs];
         let w = self.weight(weight).transposed();
         let dims = [self.rows, self.inputs, self.outputs];
-        gemm(Isa::active(), dims, Matrix::rows(dy, self.outputs), w, &mut dx, self.inputs, false);
+        gemm(
+            Isa::active(),
+            PRECISION,
+            dims,
+            Matrix::rows(dy, self.outputs),
+            w,
+            &mut dx,
+            self.inputs,
+            Onto::Nothing,
+        );
         Cpu::from_vec(dx, &[self.rows, self.inputs])
     }
 
@@ -271,11 +282,29 @@ impl Product {
         let (x, dy) = (Matrix::rows(x, self.inputs), Matrix::rows(dy, self.outputs));
         if self.transposed {
             let dims = [self.outputs, self.inputs, self.rows];
-            gemm(Isa::active(), dims, dy.transposed(), x, &mut dw, self.inputs, false);
+            gemm(
+                Isa::active(),
+                PRECISION,
+                dims,
+                dy.transposed(),
+                x,
+                &mut dw,
+                self.inputs,
+                Onto::Nothing,
+            );
             Cpu::from_vec(dw, &[self.outputs, self.inputs])
         } else {
             let dims = [self.inputs, self.outputs, self.rows];
-            gemm(Isa::active(), dims, x.transposed(), dy, &mut dw, self.outputs, false);
+            gemm(
+                Isa::active(),
+                PRECISION,
+                dims,
+                x.transposed(),
+                dy,
+                &mut dw,
+                self.outputs,
+                Onto::Nothing,
+            );
             Cpu::from_vec(dw, &[self.inputs, self.outputs])
         }
     }

@@ -62,8 +62,7 @@ struct Towers {
 }
 
 impl Towers {
-    fn new(config: &ModelConfig, weights: &Weights, device: &Device) -> Towers {
-        let params = Params::new(weights, device);
+    fn new(config: &ModelConfig, params: Params) -> Towers {
         let image = ImageTower::new(config, &params);
         let text = TextTower::new(config, &params);
         Towers { params, image, text }
@@ -105,20 +104,38 @@ impl Towers {
     }
 }
 
-/// The loss and the gradients of a batch; `None` where `stop` was raised between micro-batches.
+/// The loss and the gradients of a batch; the weights stay as they are. `None` where `stop` was raised between micro-batches.
 ///
 /// # Panics
 /// Where the batch is empty, the weights are not those of the config, or batch norms shall use the
 /// statistics of a batch that is not one micro-batch.
 pub fn batch_gradient(
     config: &ModelConfig,
-    weights: &Weights,
+    weights: &mut Weights,
+    batch: &Batch,
+    options: BatchOptions,
+    stop: &AtomicBool,
+) -> Option<BatchGradient> {
+    let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
+    // The weights are lent to the towers, not copied.
+    let params = Params::from_weights(std::mem::take(weights), &Device::flex().autodiff());
+    let tracked = Towers::new(config, params);
+    let found = gradient_of(config, &tracked, logit_scale, batch, options, stop);
+    let Towers { params, image, text } = tracked;
+    drop((image, text));
+    *weights = params.into_weights(config);
+    found
+}
+
+fn gradient_of(
+    config: &ModelConfig,
+    tracked: &Towers,
+    logit_scale: f32,
     batch: &Batch,
     options: BatchOptions,
     stop: &AtomicBool,
 ) -> Option<BatchGradient> {
     let n = batch.texts.len();
-    let tracked = Towers::new(config, weights, &Device::flex().autodiff());
     let parts: Vec<_> = (0..n)
         .step_by(options.micro_batch.max(1))
         .map(|start| start..(start + options.micro_batch.max(1)).min(n))
@@ -132,7 +149,7 @@ pub fn batch_gradient(
         [images, texts] = units.clone().map(|unit| numbers(unit.inner()));
         kept = Some(units);
     } else {
-        let plain = Towers::new(config, weights, &Device::flex());
+        let plain = Towers::new(config, tracked.params.inner());
         for part in &parts {
             let [image, text] = plain.forward(batch, part.clone(), None).map(numbers);
             images.extend(image);
@@ -144,7 +161,6 @@ pub fn batch_gradient(
     }
 
     let groups = positive_groups(&batch.texts, options.multi_positive);
-    let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
     let loss = contrastive_loss(&images, &texts, &groups, logit_scale);
     drop((images, texts));
 

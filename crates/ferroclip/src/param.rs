@@ -210,10 +210,10 @@ impl ParamTensor {
         }
     }
 
-    fn elements(&self) -> Vec<f32> {
+    fn into_elements(self) -> Vec<f32> {
         match self {
-            ParamTensor::Rank1(x) => elements(x.clone()),
-            ParamTensor::Rank2(x) => elements(x.clone()),
+            ParamTensor::Rank1(x) => elements(x),
+            ParamTensor::Rank2(x) => elements(x),
         }
     }
 
@@ -305,15 +305,26 @@ impl Params {
         named.collect()
     }
 
-    /// The tensors as numbers again, in the shapes of the checkpoint.
+    /// The same tensors without gradients; nothing is copied.
+    pub fn inner(&self) -> Params {
+        let inner = |tensor: &ParamTensor| match tensor {
+            ParamTensor::Rank1(x) => ParamTensor::Rank1(x.clone().inner()),
+            ParamTensor::Rank2(x) => ParamTensor::Rank2(x.clone().inner()),
+        };
+        let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), inner(tensor)));
+        Params { tensors: tensors.collect(), device: self.device.clone().inner() }
+    }
+
+    /// The tensors as numbers again, in the shapes of the checkpoint; on the CPU a tensor that nothing
+    /// else holds is not copied.
     ///
     /// # Panics
     /// When the parameters are not those of the config.
-    pub fn to_weights(&self, config: &ModelConfig) -> Weights {
-        let shapes = config.parameter_shapes();
-        let tensors = shapes.into_iter().map(|(name, shape)| {
-            let data = self.tensors.get(&name).map(ParamTensor::elements);
-            (name, WeightTensor { shape, data: data.unwrap_or_default() })
+    pub fn into_weights(self, config: &ModelConfig) -> Weights {
+        let mut shapes = config.parameter_shapes();
+        let tensors = self.tensors.into_iter().map(|(name, tensor)| {
+            let shape = shapes.remove(&name).expect("a parameter of the config");
+            (name, WeightTensor { shape, data: tensor.into_elements() })
         });
         tensors.collect()
     }

@@ -312,8 +312,9 @@ fn wrong_usage_is_status_2() {
     assert_eq!(run(&["--version"]).code, 0);
     on_model(&["classify", "x.png"]).fails(2, "no labels");
     let label = ["classify", "x.png", "--label", "a"];
-    on_model(&[&label[..], &["--precision", "f16"]].concat())
-        .fails(2, "possible values: f32, bf16");
+    let wrong = on_model(&[&label[..], &["--precision", "f16"]].concat());
+    assert_eq!(wrong.code, 2);
+    assert!(wrong.stderr.contains("possible values: f32, bf16, int8"), "{}", wrong.stderr);
     on_model(&[&label[..], &["--device", "cuda"]].concat()).fails(2, "no device `cuda`");
     run(&[&label[..], &["--model", "nowhere"]].concat()).fails(1, "no such model: `nowhere`");
 }

@@ -7,6 +7,7 @@ use super::tile::{STEP, interleave};
 use super::weights::{bf16_bits, bf16_pair, int8_scale, inverse, quantized};
 use super::{Kind, Precision, Sizes};
 use crate::Isa;
+use crate::gemm::Matrix;
 use crate::isa::dispatch;
 
 /// Rows of x, packed for products with weights of one instruction set and precision. The memory is
@@ -27,6 +28,55 @@ pub struct PackedRows {
 }
 
 impl PackedRows {
+    /// Packs the first `n` rows and `width` columns of a matrix.
+    ///
+    /// # Panics
+    /// When the matrix is shorter.
+    pub fn fill_matrix(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        shape @ [_, width]: [usize; 2],
+        matrix: Matrix,
+    ) {
+        let Matrix { data, row, col } = matrix;
+        match (row, col) {
+            (_, 1) => self.fill(isa, precision, shape, |i, out| {
+                out.copy_from_slice(&data[i * row..][..width]);
+            }),
+            (1, _) if precision != Precision::Int8 => {
+                self.fill_columns(isa, precision, shape, matrix)
+            }
+            _ => self.fill(isa, precision, shape, |i, out| {
+                out.iter_mut().enumerate().for_each(|(k, x)| *x = data[i * row + k * col]);
+            }),
+        }
+    }
+
+    /// [`PackedRows::fill_matrix`] where the elements of a column lie side by side, as in a tile.
+    fn fill_columns(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        [n, width]: [usize; 2],
+        Matrix { data, col, .. }: Matrix,
+    ) {
+        let (kind, Sizes { mr, .. }) = (Kind::new(isa, precision), Sizes::of(isa));
+        self.made_for = Some((isa, precision));
+        (self.rows, self.width) = (n, width);
+        let depth = self.depth(kind);
+        self.groups.reserve(n.div_ceil(mr) * mr * depth + STEP);
+        let rounded = precision == Precision::Bf16;
+        for first in (0..n).step_by(mr) {
+            let held = mr.min(n - first);
+            let tile = &mut self.groups.groups_mut()[first * depth..][..mr * depth];
+            match mr {
+                6 => columns6(isa, kind, rounded, &data[first..], [col, width, held], tile),
+                _ => columns12(isa, kind, rounded, &data[first..], [col, width, held], tile),
+            }
+        }
+    }
+
     /// Packs `n` rows of `width`; `write(i, row)` writes row `i`.
     pub fn fill(
         &mut self,
@@ -158,6 +208,62 @@ fn group_body<M>(
     }
 }
 
+/// `tile[k][r]` from `data[k * col + r]`, `held` of `MR` rows.
+#[inline(always)]
+fn columns_body<M, const MR: usize>(
+    kind: Kind,
+    rounded: bool,
+    data: &[f32],
+    [col, width, held]: [usize; 3],
+    tile: &mut [u32],
+) {
+    let column = |k: usize| -> [f32; MR] {
+        if k >= width {
+            return [0.0; MR];
+        }
+        let from = &data[k * col..];
+        match from.first_chunk() {
+            Some(whole) if held == MR => *whole,
+            _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
+        }
+    };
+    let out = tile.as_chunks_mut::<MR>().0;
+    if kind == Kind::Bf16Pairs {
+        for (k, out) in out.iter_mut().enumerate().take(width.div_ceil(2)) {
+            let [a, b] = [column(2 * k), column(2 * k + 1)];
+            *out = std::array::from_fn(|r| bf16_pair(a[r], b[r]));
+        }
+    } else if rounded {
+        for (k, out) in out.iter_mut().enumerate().take(width) {
+            *out = column(k).map(bf16_bits);
+        }
+    } else {
+        for (k, out) in out.iter_mut().enumerate().take(width) {
+            *out = column(k).map(f32::to_bits);
+        }
+    }
+}
+
+#[inline(always)]
+fn columns6_body<M>(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
+    columns_body::<M, 6>(kind, rounded, data, shape, tile);
+}
+
+#[inline(always)]
+fn columns12_body<M>(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
+    columns_body::<M, 12>(kind, rounded, data, shape, tile);
+}
+
+dispatch! {
+    fn columns6(
+        kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
+    ) = columns6_body
+}
+dispatch! {
+    fn columns12(
+        kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
+    ) = columns12_body
+}
 dispatch! {
     fn group(
         kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32],

@@ -185,8 +185,8 @@ impl Panel<'_> {
         memory: &mut Memory,
     ) {
         let nr = Sizes::of(isa).nr;
-        if precision == Precision::F32 && weight.row == 1 {
-            return self.copy(nr, inputs, weight);
+        if weight.row == 1 && precision != Precision::Int8 {
+            return self.pack_columns(isa, precision, nr, inputs, weight);
         }
         let depth = self.groups.len() / nr;
         let width = depth * stored_elements(precision);
@@ -209,14 +209,69 @@ impl Panel<'_> {
     }
 
     /// Outputs that lie side by side already.
-    fn copy(&mut self, nr: usize, inputs: usize, weight: Matrix) {
-        let held = self.columns.len();
-        for (k, out) in self.groups.chunks_exact_mut(nr).take(inputs).enumerate() {
-            let from = &weight.data[self.columns.start + k * weight.col..][..held];
-            out.iter_mut().zip(from).for_each(|(to, x)| *to = x.to_bits());
-            out[held..].fill(0);
+    fn pack_columns(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        nr: usize,
+        inputs: usize,
+        weight: Matrix,
+    ) {
+        let shape = [self.columns.len(), weight.col, inputs];
+        let (data, pairs) = (&weight.data[self.columns.start..], precision == Precision::Bf16);
+        match nr {
+            16 => columns16(isa, pairs, data, shape, self.groups),
+            _ => columns32(isa, pairs, data, shape, self.groups),
         }
     }
+}
+
+/// `panel[k][j]` from `data[k * col + j]`, `held` of `NR` outputs, as f32 or as pairs of bf16.
+#[inline(always)]
+fn columns_body<const NR: usize>(
+    pairs: bool,
+    data: &[f32],
+    [held, col, inputs]: [usize; 3],
+    panel: &mut [u32],
+) {
+    let row = |k: usize| -> [f32; NR] {
+        if k >= inputs {
+            return [0.0; NR];
+        }
+        let from = &data[k * col..];
+        match from.first_chunk() {
+            Some(whole) if held == NR => *whole,
+            _ => std::array::from_fn(|j| if j < held { from[j] } else { 0.0 }),
+        }
+    };
+    let panel = panel.as_chunks_mut::<NR>().0;
+    if pairs {
+        for (group, out) in panel.iter_mut().enumerate() {
+            let [a, b] = [row(2 * group), row(2 * group + 1)];
+            *out = std::array::from_fn(|j| bf16_pair(a[j], b[j]));
+        }
+    } else {
+        for (k, out) in panel.iter_mut().enumerate() {
+            *out = row(k).map(f32::to_bits);
+        }
+    }
+}
+
+#[inline(always)]
+fn columns16_body<M>(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
+    columns_body::<16>(pairs, data, shape, panel);
+}
+
+#[inline(always)]
+fn columns32_body<M>(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
+    columns_body::<32>(pairs, data, shape, panel);
+}
+
+dispatch! {
+    fn columns16(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns16_body
+}
+dispatch! {
+    fn columns32(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns32_body
 }
 
 /// Rows of weights to rows of groups.

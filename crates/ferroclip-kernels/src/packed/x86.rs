@@ -3,7 +3,6 @@
 use std::arch::x86_64::*;
 
 use super::tile::{Lanes, Tile, by_rows};
-use crate::gemm::{transpose8, transpose16};
 
 struct Avx2F32;
 struct Avx2I16;
@@ -190,4 +189,61 @@ pub(super) unsafe fn interleave_avx512(n: usize, rows: *const u32, depth: usize,
             }
         }
     }
+}
+
+/// The transpose of 8 rows of 8: pairs, then fours, then halves of the registers.
+#[target_feature(enable = "avx2")]
+fn transpose8(x: [__m256; 8]) -> [__m256; 8] {
+    let zero = _mm256_setzero_ps();
+    let (mut y, mut z) = ([zero; 8], [zero; 8]);
+    for i in 0..4 {
+        y[2 * i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+    // z[4 i + c] holds columns c and 4 + c of rows 4 i..4 i + 4.
+    for i in 0..2 {
+        let (a, b, c, d) = (y[4 * i], y[4 * i + 1], y[4 * i + 2], y[4 * i + 3]);
+        z[4 * i] = _mm256_shuffle_ps::<0x44>(a, c);
+        z[4 * i + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+        z[4 * i + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+        z[4 * i + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+    }
+    for c in 0..4 {
+        y[c] = _mm256_permute2f128_ps::<0x20>(z[c], z[4 + c]);
+        y[4 + c] = _mm256_permute2f128_ps::<0x31>(z[c], z[4 + c]);
+    }
+    y
+}
+
+/// The transpose of 16 rows of 16: pairs, then fours, then quarters of the registers.
+#[target_feature(enable = "avx512f")]
+fn transpose16(x: [__m512; 16]) -> [__m512; 16] {
+    let zero = _mm512_setzero_ps();
+    let (mut y, mut z) = ([zero; 16], [zero; 16]);
+    for i in 0..8 {
+        y[2 * i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]);
+        y[2 * i + 1] = _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
+    }
+    let low = |a, b| _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    let high =
+        |a, b| _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+    // z[4 i + c] holds column c of each quarter of rows 4 i..4 i + 4.
+    for i in 0..4 {
+        z[4 * i] = low(y[4 * i], y[4 * i + 2]);
+        z[4 * i + 1] = high(y[4 * i], y[4 * i + 2]);
+        z[4 * i + 2] = low(y[4 * i + 1], y[4 * i + 3]);
+        z[4 * i + 3] = high(y[4 * i + 1], y[4 * i + 3]);
+    }
+    for c in 0..4 {
+        let (a, b, d, e) = (z[c], z[4 + c], z[8 + c], z[12 + c]);
+        let (ab_even, ab_odd) =
+            (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+        let (de_even, de_odd) =
+            (_mm512_shuffle_f32x4::<0x88>(d, e), _mm512_shuffle_f32x4::<0xdd>(d, e));
+        y[c] = _mm512_shuffle_f32x4::<0x88>(ab_even, de_even);
+        y[8 + c] = _mm512_shuffle_f32x4::<0xdd>(ab_even, de_even);
+        y[4 + c] = _mm512_shuffle_f32x4::<0x88>(ab_odd, de_odd);
+        y[12 + c] = _mm512_shuffle_f32x4::<0xdd>(ab_odd, de_odd);
+    }
+    y
 }

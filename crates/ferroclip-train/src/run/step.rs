@@ -49,7 +49,7 @@ pub(super) fn step(
         multi_positive: run.multi_positive,
         batch_statistics: config.batch_statistics(&files.config.model),
     };
-    let found = batch_gradient(&files.config.model, &state.weights, batch, options, stop);
+    let found = batch_gradient(&files.config.model, &mut state.weights, batch, options, stop);
     let Some(mut found) = found else { return Ok(None) };
 
     let done = state.progress.step;
@@ -114,7 +114,7 @@ impl StepBench {
             multi_positive: true,
             batch_statistics: true,
         };
-        let found = batch_gradient(&self.config, &self.weights, batch, options, stop)?;
+        let found = batch_gradient(&self.config, &mut self.weights, batch, options, stop)?;
         let OptimizerSection { lr, decay, .. } = self.optimizer;
         update(&mut self.weights, &mut self.adam, &found.gradients, lr, decay);
         Some(found.loss)
