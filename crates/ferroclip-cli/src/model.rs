@@ -134,10 +134,10 @@ impl ModelArgs {
             None => TextEncoder::builtin_with(precision),
             Some(path) => TextEncoder::open_with(path, precision),
         };
-        Ok(Encoders {
-            image: image.then(open_image).transpose()?,
-            text: text.then(open_text).transpose()?,
-        })
+        // Reading and packing keep one core busy each.
+        let (image, text) =
+            rayon::join(|| image.then(open_image).transpose(), || text.then(open_text).transpose());
+        Ok(Encoders { image: image?, text: text? })
     }
 
     /// Sets up the computation; the path of the model, `None` for the built-in one.

@@ -278,11 +278,6 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// With packed weights, for inference on the CPU.
-    pub fn packed(self, precision: Precision) -> Self {
-        Mlp { c_fc: self.c_fc.packed(precision), c_proj: self.c_proj.packed(precision), ..self }
-    }
-
     /// `[rows, width]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (Some(c_fc), Some(c_proj)) = (self.c_fc.as_packed(), self.c_proj.as_packed()) else {

@@ -120,6 +120,10 @@ fn attention_agrees() {
     });
 }
 
+fn packed_mlp(mlp: Mlp, precision: Precision) -> Mlp {
+    Mlp { c_fc: mlp.c_fc.packed(precision), c_proj: mlp.c_proj.packed(precision), ..mlp }
+}
+
 /// The halves of a block with packed weights against the same halves in f64.
 #[test]
 fn packed_halves_agree() {
@@ -166,7 +170,7 @@ fn packed_halves_agree() {
             [(Precision::F32, 1e-6), (Precision::Bf16, 4e-3), (Precision::Int8, 2e-2)]
         {
             let (attention, mlp) = plain(DType::F32);
-            let packed = (attention.packed(precision, true), mlp.packed(precision));
+            let packed = (attention.packed(precision, true), packed_mlp(mlp, precision));
             for (which, (got, want)) in run(packed, DType::F32).iter().zip(&want).enumerate() {
                 let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt();
                 let error = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum::<f64>().sqrt();

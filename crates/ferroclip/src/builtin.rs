@@ -1,9 +1,12 @@
 //! The model inside the library: `models/draw-mini` of the repository.
 
+use std::io::Cursor;
+
+use crate::checkpoint::TensorReader;
 use crate::config::Config;
 use crate::error::Error;
 use crate::model_dir::ModelFiles;
-use crate::param::{TowerKind, Weights};
+use crate::param::Weights;
 use crate::tokenizer::Tokenizer;
 
 macro_rules! model_file {
@@ -33,7 +36,7 @@ pub(crate) fn tokenizer() -> Result<Tokenizer, Error> {
         .map_err(|source| Error::Tokenizer { origin: NAME.to_owned(), source })
 }
 
-/// The weights of one tower.
-pub(crate) fn tower(config: &Config, tower: TowerKind) -> Result<Weights, Error> {
-    Weights::tower_from_bytes(WEIGHTS, NAME, &config.model, tower)
+/// The tensors.
+pub(crate) fn tensors(config: &Config) -> Result<TensorReader<Cursor<&'static [u8]>>, Error> {
+    TensorReader::from_bytes(WEIGHTS, NAME, &config.model)
 }

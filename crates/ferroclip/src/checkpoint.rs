@@ -17,10 +17,13 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
+use ferroclip_ops::Precision;
+
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::files::write_atomically;
-use crate::param::{TowerKind, WeightTensor, Weights, differences};
+use crate::param::{WeightTensor, Weights, differences};
+use crate::towers::{Loader, Source};
 
 /// Longest header that is read. The largest models in use stay below 1 MiB.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -63,7 +66,7 @@ impl Weights {
     /// As [`Weights::load`]; also when a tensor is missing, left over or wrongly shaped, or an
     /// element is NaN or infinite.
     pub fn load_for(path: &Path, config: &ModelConfig) -> Result<Weights, Error> {
-        SafetensorsFile::open(path)?.read_for(config, |_| true)
+        TensorReader::open(path, config)?.read_all()
     }
 
     /// As [`Weights::load_for`], from the bytes of a file that errors call `origin`.
@@ -71,27 +74,7 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load_for`].
     pub fn from_bytes(bytes: &[u8], origin: &str, config: &ModelConfig) -> Result<Weights, Error> {
-        SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config, |_| true)
-    }
-
-    /// As [`Weights::load_for`], but only the tensors of one tower are read. Names and shapes of
-    /// all are checked.
-    pub(crate) fn load_tower(
-        path: &Path,
-        config: &ModelConfig,
-        tower: TowerKind,
-    ) -> Result<Weights, Error> {
-        SafetensorsFile::open(path)?.read_for(config, |name| tower.owns(name))
-    }
-
-    /// As [`Weights::load_tower`], from the bytes of a file.
-    pub(crate) fn tower_from_bytes(
-        bytes: &[u8],
-        origin: &str,
-        config: &ModelConfig,
-        tower: TowerKind,
-    ) -> Result<Weights, Error> {
-        SafetensorsFile::new(Cursor::new(bytes), origin)?.read_for(config, |name| tower.owns(name))
+        TensorReader::from_bytes(bytes, origin, config)?.read_all()
     }
 
     /// Writes a safetensors file; it appears whole or not at all. Equal weights give equal bytes.
@@ -201,12 +184,8 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         Ok(SafetensorsFile { source, origin: origin.to_owned(), data_start, tensors })
     }
 
-    /// Checks all tensors against the config and reads those that are `wanted`.
-    fn read_for(
-        mut self,
-        config: &ModelConfig,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<Weights, Error> {
+    /// The tensors of a model of this config, once all names and shapes are those that it asks for.
+    fn model(mut self, config: &ModelConfig) -> Result<TensorReader<R>, Error> {
         let mut infos = std::mem::take(&mut self.tensors);
         infos.retain(|name, _| !is_bookkeeping(name));
         let expected = config.parameter_shapes();
@@ -221,15 +200,7 @@ impl<R: Read + Seek> SafetensorsFile<R> {
                 info.shape = shape;
             }
         }
-        infos.retain(|name, _| wanted(name));
-        let origin = self.origin.clone();
-        let weights = self.read_all(infos)?;
-        match weights.first_impossible() {
-            Some((tensor, found)) => {
-                Err(Error::ImpossibleWeight { origin, tensor: tensor.to_owned(), found })
-            }
-            None => Ok(weights),
-        }
+        Ok(TensorReader { file: self, infos })
     }
 
     fn read_all(mut self, infos: BTreeMap<String, TensorInfo>) -> Result<Weights, Error> {
@@ -271,6 +242,65 @@ impl<R: Read + Seek> SafetensorsFile<R> {
             left -= chunk.len();
         }
         Ok(data)
+    }
+}
+
+/// The tensors of a model, checked by name and shape and read one by one.
+pub(crate) struct TensorReader<R> {
+    file: SafetensorsFile<R>,
+    infos: BTreeMap<String, TensorInfo>,
+}
+
+impl TensorReader<File> {
+    /// The tensors of a file. Nothing is read yet but the header.
+    pub(crate) fn open(path: &Path, config: &ModelConfig) -> Result<Self, Error> {
+        SafetensorsFile::open(path)?.model(config)
+    }
+}
+
+impl<'a> TensorReader<Cursor<&'a [u8]>> {
+    /// The tensors in the bytes of a file that errors call `origin`.
+    pub(crate) fn from_bytes(
+        bytes: &'a [u8],
+        origin: &str,
+        config: &ModelConfig,
+    ) -> Result<Self, Error> {
+        SafetensorsFile::new(Cursor::new(bytes), origin)?.model(config)
+    }
+}
+
+impl<R: Read + Seek> TensorReader<R> {
+    /// One tensor.
+    ///
+    /// # Panics
+    /// When the config has none of this name.
+    pub(crate) fn read(&mut self, name: &str) -> Result<WeightTensor, Error> {
+        let info = self.infos.get(name).expect("a tensor of the config");
+        let tensor =
+            WeightTensor { data: self.file.read_elements(name, info)?, shape: info.shape.clone() };
+        match tensor.first_impossible(name) {
+            Some(found) => {
+                let origin = self.file.origin.clone();
+                Err(Error::ImpossibleWeight { origin, tensor: name.to_owned(), found })
+            }
+            None => Ok(tensor),
+        }
+    }
+
+    fn read_all(mut self) -> Result<Weights, Error> {
+        let names: Vec<String> = self.infos.keys().cloned().collect();
+        names.into_iter().map(|name| Ok((name.clone(), self.read(&name)?))).collect()
+    }
+
+    /// What `new` builds of the tensors for inference, each of which is read when it is wanted.
+    pub(crate) fn build<T>(
+        &mut self,
+        config: &ModelConfig,
+        precision: Precision,
+        new: impl FnOnce(&dyn Source) -> T,
+    ) -> Result<T, Error> {
+        let mut read = |name: &str| self.read(name);
+        Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
     }
 }
 

@@ -1,19 +1,21 @@
 //! The front door: a model with its tokenizer and image pipeline.
 
 use std::fmt;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::prelude::Device;
 use ferroclip_ops::Precision;
 
+use crate::builtin;
+use crate::checkpoint::TensorReader;
 use crate::config::Config;
 use crate::embed_options::EmbedOptions;
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
-use crate::model_dir::ModelFiles;
-use crate::param::{Params, TowerKind, Weights};
+use crate::model_dir::{self, ModelFiles};
+use crate::param::{Weights, is_of_image};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, Tokens};
 use crate::towers::{ImageTower, TextTower};
@@ -41,7 +43,10 @@ impl Clip {
     /// # Errors
     /// As [`Clip::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<Clip, Error> {
-        Clip::from_files(ModelFiles::load(path.as_ref())?, precision)
+        let path = path.as_ref();
+        let (config, tensors) = model_dir::open(path)?;
+        let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
+        Clip::read(config, tokenizer, tensors, precision)
     }
 
     /// The model inside the library, `draw-mini`.
@@ -57,7 +62,9 @@ impl Clip {
     /// # Errors
     /// As [`Clip::builtin`].
     pub fn builtin_with(precision: Precision) -> Result<Clip, Error> {
-        Clip::from_files(ModelFiles::builtin()?, precision)
+        let config = builtin::config()?;
+        let tensors = builtin::tensors(&config)?;
+        Clip::read(config, builtin::tokenizer()?, tensors, precision)
     }
 
     /// A model from its parts, for instance one that was just trained.
@@ -69,25 +76,27 @@ impl Clip {
         weights: Weights,
         tokenizer: Tokenizer,
     ) -> Result<Clip, Error> {
-        Clip::from_files(ModelFiles { config, weights, tokenizer }, Precision::F32)
-    }
-
-    fn from_files(files: ModelFiles, precision: Precision) -> Result<Clip, Error> {
+        let files = ModelFiles { config, weights, tokenizer };
         files.check()?;
         let ModelFiles { config, weights, tokenizer } = files;
         let logit_scale = weights.get("logit_scale").map_or(0.0, |tensor| tensor.data[0]);
         let config = Arc::new(config);
-        let (mut of_image, mut of_text) = (Weights::new(), Weights::new());
-        for (name, tensor) in weights {
-            if TowerKind::Image.owns(&name) {
-                of_image.insert(name, tensor);
-            } else {
-                of_text.insert(name, tensor);
-            }
-        }
-        let params = |weights| Params::from_weights(weights, &Device::flex());
-        let image = ImageEncoder::new(Arc::clone(&config), params(of_image), precision);
-        let text = TextEncoder::new(config, tokenizer, params(of_text), precision)?;
+        let (of_image, of_text) = weights.into_iter().partition(|(name, _)| is_of_image(name));
+        let image = ImageEncoder::new(Arc::clone(&config), of_image, Precision::F32);
+        let text = TextEncoder::new(config, tokenizer, of_text, Precision::F32)?;
+        Ok(Clip { image, text, logit_scale })
+    }
+
+    fn read<R: Read + Seek>(
+        config: Config,
+        tokenizer: Tokenizer,
+        mut tensors: TensorReader<R>,
+        precision: Precision,
+    ) -> Result<Clip, Error> {
+        let config = Arc::new(config);
+        let logit_scale = tensors.read("logit_scale")?.data[0];
+        let image = ImageEncoder::read(Arc::clone(&config), &mut tensors, precision)?;
+        let text = TextEncoder::read(config, tokenizer, &mut tensors, precision)?;
         Ok(Clip { image, text, logit_scale })
     }
 

@@ -3,22 +3,22 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::prelude::Device;
 use ferroclip_ops::Precision;
 use rayon::prelude::*;
 
 use crate::builtin;
+use crate::checkpoint::TensorReader;
 use crate::config::Config;
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image::{ImageError, Picture};
 use crate::model_dir;
-use crate::param::{Params, TowerKind, Weights};
+use crate::param::Weights;
 use crate::towers::ImageTower;
 
 /// One half of a [`Clip`](crate::Clip): pictures to embeddings. Opened alone, it reads neither the
@@ -78,8 +78,8 @@ impl ImageEncoder {
     /// # Errors
     /// As [`ImageEncoder::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<ImageEncoder, Error> {
-        let (config, weights) = model_dir::load_tower(path.as_ref(), TowerKind::Image)?;
-        Ok(ImageEncoder::from_weights(config, weights, precision))
+        let (config, mut tensors) = model_dir::open(path.as_ref())?;
+        ImageEncoder::read(Arc::new(config), &mut tensors, precision)
     }
 
     /// The image tower of the model inside the library, `draw-mini`.
@@ -96,21 +96,25 @@ impl ImageEncoder {
     /// As [`ImageEncoder::builtin`].
     pub fn builtin_with(precision: Precision) -> Result<ImageEncoder, Error> {
         let config = builtin::config()?;
-        let weights = builtin::tower(&config, TowerKind::Image)?;
-        Ok(ImageEncoder::from_weights(config, weights, precision))
+        let mut tensors = builtin::tensors(&config)?;
+        ImageEncoder::read(Arc::new(config), &mut tensors, precision)
     }
 
-    fn from_weights(config: Config, weights: Weights, precision: Precision) -> ImageEncoder {
-        let params = Params::from_weights(weights, &Device::flex());
-        ImageEncoder::new(Arc::new(config), params, precision)
+    /// The encoder of these tensors, of which only the image tower's are read.
+    pub(crate) fn read<R: Read + Seek>(
+        config: Arc<Config>,
+        tensors: &mut TensorReader<R>,
+        precision: Precision,
+    ) -> Result<ImageEncoder, Error> {
+        let model = &config.model;
+        let tower = tensors.build(model, precision, |source| ImageTower::build(model, source))?;
+        Ok(ImageEncoder { config, tower })
     }
 
-    /// The encoder of checked parameters.
-    pub(crate) fn new(config: Arc<Config>, params: Params, precision: Precision) -> ImageEncoder {
-        let tower = ImageTower::new(&config.model, &params);
-        // Each weight is freed as soon as it is packed: nothing else is to hold it.
-        drop(params);
-        ImageEncoder { config, tower: tower.packed(precision) }
+    /// The encoder of checked weights.
+    pub(crate) fn new(config: Arc<Config>, weights: Weights, precision: Precision) -> ImageEncoder {
+        let tower = ImageTower::packed(&config.model, weights, precision);
+        ImageEncoder { config, tower }
     }
 
     /// Architecture and image pipeline.

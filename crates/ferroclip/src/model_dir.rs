@@ -8,16 +8,16 @@
 //!
 //! As in open_clip, a config without `hf_tokenizer_name` means OpenAI's own vocabulary.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::builtin;
-use crate::checkpoint::FloatFormat;
+use crate::checkpoint::{FloatFormat, TensorReader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::files::{read_text, sibling, sync_directory, write_atomically};
-use crate::param::{TowerKind, Weights};
+use crate::param::Weights;
 use crate::tokenizer::Tokenizer;
 
 const CONFIG_FILE: &str = "open_clip_config.json";
@@ -117,13 +117,12 @@ impl ModelFiles {
     }
 }
 
-/// The config and the weights of one tower; the tensors of the other are checked by name and shape
-/// only.
-pub(crate) fn load_tower(path: &Path, tower: TowerKind) -> Result<(Config, Weights), Error> {
+/// The config and the tensors, of which only the header is read yet.
+pub(crate) fn open(path: &Path) -> Result<(Config, TensorReader<File>), Error> {
     let (folder, weights_path) = locate(path)?;
     let config = load_config(&folder)?;
-    let weights = Weights::load_tower(&weights_path, &config.model, tower)?;
-    Ok((config, weights))
+    let tensors = TensorReader::open(&weights_path, &config.model)?;
+    Ok((config, tensors))
 }
 
 /// The tokenizer of the model at `path`.

@@ -9,8 +9,11 @@ use std::collections::btree_map;
 use burn::prelude::*;
 use burn::tensor::{Gradients, TensorData};
 
+use ferroclip_ops::Precision;
+
 use crate::config::ModelConfig;
-use crate::error::Differences;
+use crate::error::{Differences, Error};
+use crate::towers::{Loader, Source};
 
 /// A tensor as a checkpoint holds it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,22 +24,33 @@ pub struct WeightTensor {
     pub data: Vec<f32>,
 }
 
-/// Which tower a parameter belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TowerKind {
-    Image,
-    Text,
-}
-
-impl TowerKind {
-    /// Whether the tower needs the parameter of this name. `logit_scale` is needed by neither.
-    pub(crate) fn owns(self, name: &str) -> bool {
-        let of_image = name.starts_with("visual.");
-        match self {
-            TowerKind::Image => of_image,
-            TowerKind::Text => !of_image && name != "logit_scale",
+impl WeightTensor {
+    /// The first element that the tensor of this name cannot have; see
+    /// [`Weights::first_impossible`].
+    pub(crate) fn first_impossible(&self, name: &str) -> Option<f32> {
+        let mut data = self.data.iter().copied();
+        match name {
+            "logit_scale" => data.find(|value| !value.exp().is_finite()),
+            name if name.ends_with(".running_var") => {
+                data.find(|&value| !(value.is_finite() && value >= 0.0))
+            }
+            _ => first_not_finite(&self.data),
         }
     }
+}
+
+/// Whole chunks are looked at without branches: hundreds of millions of elements may pass here.
+fn first_not_finite(data: &[f32]) -> Option<f32> {
+    const CHUNK: usize = 1024;
+    let finite = |x: f32| x.abs() < f32::INFINITY;
+    let suspect = |chunk: &&[f32]| !chunk.iter().fold(true, |all, &x| all & finite(x));
+    let chunk = data.chunks(CHUNK).find(suspect)?;
+    chunk.iter().copied().find(|&x| !finite(x))
+}
+
+/// Whether the image tower needs the parameter of this name.
+pub(crate) fn is_of_image(name: &str) -> bool {
+    name.starts_with("visual.")
 }
 
 /// Named tensors in the order of their names.
@@ -113,27 +127,34 @@ impl Weights {
     /// Name and value of the first element that no model can have: NaN, infinite, a variance below
     /// zero, or a `logit_scale` whose exponential is infinite.
     pub fn first_impossible(&self) -> Option<(&str, f32)> {
-        self.0.iter().find_map(|(name, tensor)| {
-            // Hundreds of millions of elements may pass here: the name is looked at once a tensor.
-            let mut data = tensor.data.iter().copied();
-            let found = match name.as_str() {
-                "logit_scale" => data.find(|value| !value.exp().is_finite()),
-                name if name.ends_with(".running_var") => {
-                    data.find(|&value| !(value.is_finite() && value >= 0.0))
-                }
-                _ => data.find(|value| !value.is_finite()),
-            };
-            Some((name.as_str(), found?))
-        })
+        let mut tensors = self.0.iter();
+        tensors.find_map(|(name, tensor)| Some((name.as_str(), tensor.first_impossible(name)?)))
+    }
+
+    /// What `new` builds of these weights for inference, each of which is dropped once it is packed.
+    pub(crate) fn build<T>(
+        mut self,
+        config: &ModelConfig,
+        precision: Precision,
+        new: impl FnOnce(&dyn Source) -> T,
+    ) -> Result<T, Error> {
+        let mut read = |name: &str| Ok(self.remove(name).unwrap_or_default());
+        Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
+    }
+}
+
+impl Extend<(String, WeightTensor)> for Weights {
+    fn extend<I: IntoIterator<Item = (String, WeightTensor)>>(&mut self, tensors: I) {
+        for (name, tensor) in tensors {
+            self.insert(name, tensor);
+        }
     }
 }
 
 impl FromIterator<(String, WeightTensor)> for Weights {
     fn from_iter<I: IntoIterator<Item = (String, WeightTensor)>>(tensors: I) -> Self {
         let mut weights = Weights::new();
-        for (name, tensor) in tensors {
-            weights.insert(name, tensor);
-        }
+        weights.extend(tensors);
         weights
     }
 }

@@ -1,19 +1,20 @@
 //! Texts to embeddings: the text tower with its tokenizer.
 
 use std::fmt;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::prelude::Device;
 use ferroclip_ops::Precision;
 
 use crate::builtin;
+use crate::checkpoint::TensorReader;
 use crate::config::Config;
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::model_dir;
-use crate::param::{Params, TowerKind, Weights};
+use crate::param::Weights;
 use crate::tokenizer::{Tokenizer, Tokens};
 use crate::towers::TextTower;
 
@@ -42,9 +43,9 @@ impl TextEncoder {
     /// As [`TextEncoder::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<TextEncoder, Error> {
         let path = path.as_ref();
-        let (config, weights) = model_dir::load_tower(path, TowerKind::Text)?;
+        let (config, mut tensors) = model_dir::open(path)?;
         let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
-        TextEncoder::from_weights(config, tokenizer, weights, precision)
+        TextEncoder::read(Arc::new(config), tokenizer, &mut tensors, precision)
     }
 
     /// The text tower of the model inside the library, `draw-mini`.
@@ -61,35 +62,33 @@ impl TextEncoder {
     /// As [`TextEncoder::builtin`].
     pub fn builtin_with(precision: Precision) -> Result<TextEncoder, Error> {
         let config = builtin::config()?;
-        let weights = builtin::tower(&config, TowerKind::Text)?;
-        TextEncoder::from_weights(config, builtin::tokenizer()?, weights, precision)
+        let mut tensors = builtin::tensors(&config)?;
+        TextEncoder::read(Arc::new(config), builtin::tokenizer()?, &mut tensors, precision)
     }
 
-    fn from_weights(
-        config: Config,
+    /// The encoder of these tensors, of which only the text tower's are read.
+    pub(crate) fn read<R: Read + Seek>(
+        config: Arc<Config>,
+        tokenizer: Tokenizer,
+        tensors: &mut TensorReader<R>,
+        precision: Precision,
+    ) -> Result<TextEncoder, Error> {
+        check_vocabulary(&config, &tokenizer)?;
+        let model = &config.model;
+        let tower = tensors.build(model, precision, |source| TextTower::build(model, source))?;
+        Ok(TextEncoder { config, tokenizer, tower })
+    }
+
+    /// The encoder of checked weights.
+    pub(crate) fn new(
+        config: Arc<Config>,
         tokenizer: Tokenizer,
         weights: Weights,
         precision: Precision,
     ) -> Result<TextEncoder, Error> {
-        let params = Params::from_weights(weights, &Device::flex());
-        TextEncoder::new(Arc::new(config), tokenizer, params, precision)
-    }
-
-    /// The encoder of checked parameters; refuses the tokenizer of another model.
-    pub(crate) fn new(
-        config: Arc<Config>,
-        tokenizer: Tokenizer,
-        params: Params,
-        precision: Precision,
-    ) -> Result<TextEncoder, Error> {
-        let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
-        if expected != found {
-            return Err(Error::Vocabulary { expected, found });
-        }
-        let tower = TextTower::new(&config.model, &params);
-        // As in `ImageEncoder::new`.
-        drop(params);
-        Ok(TextEncoder { config, tokenizer, tower: tower.packed(precision) })
+        check_vocabulary(&config, &tokenizer)?;
+        let tower = TextTower::packed(&config.model, weights, precision);
+        Ok(TextEncoder { config, tokenizer, tower })
     }
 
     /// Architecture and image pipeline.
@@ -151,6 +150,15 @@ impl TextEncoder {
             options.report(first + texts.len());
         }
         Ok(out)
+    }
+}
+
+/// Refuses the tokenizer of another model.
+fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<(), Error> {
+    let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
+    match expected == found {
+        true => Ok(()),
+        false => Err(Error::Vocabulary { expected, found }),
     }
 }
 

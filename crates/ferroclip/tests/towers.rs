@@ -47,6 +47,14 @@ fn golden(variant: &str) -> Golden {
     tensors.collect()
 }
 
+fn parts(variant: &str) -> (Config, Weights) {
+    let json = std::fs::read_to_string(folder(variant).join("open_clip_config.json"));
+    let config = Config::from_json(&json.expect("a config"), variant).expect("a valid config");
+    let path = folder(variant).join("open_clip_model.safetensors");
+    let weights = Weights::load_for(&path, &config.model).expect("the weights of the config");
+    (config, weights)
+}
+
 struct Case {
     golden: Golden,
     image: ImageTower,
@@ -55,10 +63,7 @@ struct Case {
 
 impl Case {
     fn new(variant: &str, device: &Device) -> Case {
-        let json = std::fs::read_to_string(folder(variant).join("open_clip_config.json"));
-        let config = Config::from_json(&json.expect("a config"), variant).expect("a valid config");
-        let path = folder(variant).join("open_clip_model.safetensors");
-        let weights = Weights::load_for(&path, &config.model).expect("the weights of the config");
+        let (config, weights) = parts(variant);
         let params = Params::new(&weights, device);
         Case {
             golden: golden(variant),
@@ -69,8 +74,12 @@ impl Case {
 
     /// With packed weights, on the CPU.
     fn packed(variant: &str, precision: Precision) -> Case {
-        let Case { golden, image, text } = Case::new(variant, &Device::flex());
-        Case { golden, image: image.packed(precision), text: text.packed(precision) }
+        let (config, weights) = parts(variant);
+        Case {
+            golden: golden(variant),
+            image: ImageTower::packed(&config.model, weights.clone(), precision),
+            text: TextTower::packed(&config.model, weights, precision),
+        }
     }
 
     fn images(&self) -> (&[f32], usize) {

@@ -1,14 +1,12 @@
 //! The transformer block and the stack of blocks, shared by both towers.
 
 use burn::prelude::*;
-use ferroclip_ops::{
-    Activation, AttentionBlock, LayerNorm, Linear, Mlp, Precision, Spans, select_rows,
-};
+use ferroclip_ops::{Activation, AttentionBlock, LayerNorm, Linear, Mlp, Spans, select_rows};
 
-use crate::param::Params;
+use super::source::Source;
 
 /// The layer norm of this name.
-pub(super) fn norm(params: &Params, name: &str, eps: f64) -> LayerNorm {
+pub(super) fn norm(params: &dyn Source, name: &str, eps: f64) -> LayerNorm {
     let tensor = |kind: &str| params.tensor1(&format!("{name}.{kind}"));
     LayerNorm::new(tensor("weight"), tensor("bias"), eps)
 }
@@ -29,21 +27,20 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    /// The blocks `name.resblocks.0` and so on.
-    pub(super) fn new(params: &Params, name: &str, layers: usize, config: BlockConfig) -> Self {
-        let block = |layer| Block::new(params, &format!("{name}.resblocks.{layer}"), config);
-        Transformer { blocks: (0..layers).map(block).collect() }
-    }
-
-    /// With packed weights; `pooled` for [`Transformer::forward_pooled`].
-    pub(super) fn packed(self, precision: Precision, pooled: bool) -> Self {
-        let last = self.blocks.len().saturating_sub(1);
-        let blocks = self.blocks.into_iter().enumerate();
-        let pack = |(i, block): (usize, Block)| Block {
-            attention: block.attention.packed(precision, pooled && i == last),
-            mlp: block.mlp.packed(precision),
+    /// The blocks `name.resblocks.0` and so on. Where they are packed, `pooled` says that
+    /// [`Transformer::forward_pooled`] will be called.
+    pub(super) fn new(
+        params: &dyn Source,
+        name: &str,
+        layers: usize,
+        config: BlockConfig,
+        pooled: bool,
+    ) -> Self {
+        let block = |layer| {
+            let pooled = pooled && layer + 1 == layers;
+            Block::new(params, &format!("{name}.resblocks.{layer}"), config, pooled)
         };
-        Transformer { blocks: blocks.map(pack).collect() }
+        Transformer { blocks: (0..layers).map(block).collect() }
     }
 
     /// All rows.
@@ -74,23 +71,29 @@ struct Block {
 }
 
 impl Block {
-    fn new(params: &Params, name: &str, config: BlockConfig) -> Self {
+    fn new(params: &dyn Source, name: &str, config: BlockConfig, pooled: bool) -> Self {
         let linear = |weight: &str, bias: &str| {
             let weight = params.tensor2(&format!("{name}.{weight}"));
             Linear::new(weight, Some(params.tensor1(&format!("{name}.{bias}"))))
         };
-        let attention = AttentionBlock::new(
-            norm(params, &format!("{name}.ln_1"), config.eps),
-            linear("attn.in_proj_weight", "attn.in_proj_bias"),
-            linear("attn.out_proj.weight", "attn.out_proj.bias"),
-            config.heads,
-            config.causal,
-        );
+        // At once, so that one matrix at most lies in memory twice.
+        let packed = |linear: Linear| match params.packing() {
+            Some(precision) => linear.packed(precision),
+            None => linear,
+        };
+        let in_proj = linear("attn.in_proj_weight", "attn.in_proj_bias");
+        let out_proj = packed(linear("attn.out_proj.weight", "attn.out_proj.bias"));
+        let ln_1 = norm(params, &format!("{name}.ln_1"), config.eps);
+        let attention = AttentionBlock::new(ln_1, in_proj, out_proj, config.heads, config.causal);
+        let attention = match params.packing() {
+            Some(precision) => attention.packed(precision, pooled),
+            None => attention,
+        };
         let mlp = Mlp {
             norm: norm(params, &format!("{name}.ln_2"), config.eps),
-            c_fc: linear("mlp.c_fc.weight", "mlp.c_fc.bias"),
+            c_fc: packed(linear("mlp.c_fc.weight", "mlp.c_fc.bias")),
             activation: config.activation,
-            c_proj: linear("mlp.c_proj.weight", "mlp.c_proj.bias"),
+            c_proj: packed(linear("mlp.c_proj.weight", "mlp.c_proj.bias")),
         };
         Block { attention, mlp }
     }

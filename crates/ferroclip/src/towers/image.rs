@@ -4,9 +4,10 @@ use burn::prelude::*;
 use ferroclip_ops::Precision;
 
 use super::resnet::{BatchStatistics, NormMode, ResNet};
+use super::source::Source;
 use super::vit::VisionTransformer;
 use crate::config::ModelConfig;
-use crate::param::Params;
+use crate::param::{Params, Weights};
 
 /// Images to embeddings.
 #[derive(Clone, Debug)]
@@ -24,21 +25,23 @@ impl ImageTower {
     /// # Panics
     /// When the parameters are not those of the config.
     pub fn new(config: &ModelConfig, params: &Params) -> Self {
+        ImageTower::build(config, params)
+    }
+
+    /// The tower of weights for inference on the CPU, packed in this precision: the same numbers in
+    /// f32, and no gradient. Weights that the tower does not need are dropped. A ResNet's stay f32.
+    ///
+    /// # Panics
+    /// As [`ImageTower::new`].
+    pub fn packed(config: &ModelConfig, weights: Weights, precision: Precision) -> Self {
+        let tower = weights.build(config, precision, |source| ImageTower::build(config, source));
+        tower.expect("nothing is read from a file")
+    }
+
+    pub(crate) fn build(config: &ModelConfig, params: &dyn Source) -> Self {
         ImageTower(match config.vision_cfg.layers.stages() {
             None => Trunk::Transformer(Box::new(VisionTransformer::new(config, params))),
             Some(stages) => Trunk::ResNet(Box::new(ResNet::new(config, stages, params))),
-        })
-    }
-
-    /// The tower with packed weights, for inference on the CPU: the same numbers in f32, and no
-    /// gradient. A ResNet stays as it is.
-    ///
-    /// # Panics
-    /// When the parameters are not f32 in CPU memory, or on a tape.
-    pub fn packed(self, precision: Precision) -> Self {
-        ImageTower(match self.0 {
-            Trunk::Transformer(vit) => Trunk::Transformer(Box::new(vit.packed(precision))),
-            resnet @ Trunk::ResNet(_) => resnet,
         })
     }
 

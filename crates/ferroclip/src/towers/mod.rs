@@ -18,10 +18,12 @@
 mod block;
 mod image;
 mod resnet;
+mod source;
 mod text;
 mod unfold;
 mod vit;
 
 pub use image::ImageTower;
 pub use resnet::BatchStatistics;
+pub(crate) use source::{Loader, Source};
 pub use text::TextTower;

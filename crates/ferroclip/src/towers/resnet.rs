@@ -18,9 +18,9 @@ use ferroclip_ops::{
     conv3x3, mean_rows, patch_rows, select_rows,
 };
 
+use super::source::Source;
 use super::unfold::Unfold;
 use crate::config::{BATCH_NORM_EPS, ModelConfig};
-use crate::param::Params;
 
 /// Mean and variance of the batch for each batch norm, by the norm's name in checkpoints, beside
 /// the number of rows that they were taken over.
@@ -44,7 +44,7 @@ pub(super) struct ResNet {
 
 impl ResNet {
     /// The tower of these parameters.
-    pub(super) fn new(config: &ModelConfig, stages: [usize; 4], params: &Params) -> ResNet {
+    pub(super) fn new(config: &ModelConfig, stages: [usize; 4], params: &dyn Source) -> ResNet {
         let vision = &config.vision_cfg;
         let stem = [1, 2, 3].map(|i| {
             NormedConv::new(params, &format!("visual.conv{i}"), &format!("visual.bn{i}"), true)
@@ -104,7 +104,7 @@ struct NormedConv {
 }
 
 impl NormedConv {
-    fn new(params: &Params, conv: &str, norm: &str, rectified: bool) -> NormedConv {
+    fn new(params: &dyn Source, conv: &str, norm: &str, rectified: bool) -> NormedConv {
         let of_norm = |what: &str| params.tensor1(&format!("{norm}.{what}"));
         let batch_norm = BatchNorm {
             gain: of_norm("weight"),
@@ -150,7 +150,7 @@ struct Bottleneck {
 }
 
 impl Bottleneck {
-    fn new(params: &Params, name: &str, pools: bool) -> Bottleneck {
+    fn new(params: &dyn Source, name: &str, pools: bool) -> Bottleneck {
         let conv = |i: usize, rectified: bool| {
             let names = (format!("{name}.conv{i}"), format!("{name}.bn{i}"));
             NormedConv::new(params, &names.0, &names.1, rectified)
@@ -193,7 +193,7 @@ struct AttentionPool {
 }
 
 impl AttentionPool {
-    fn new(params: &Params, heads: usize) -> AttentionPool {
+    fn new(params: &dyn Source, heads: usize) -> AttentionPool {
         let linear = |name: &str| {
             let weight = params.tensor2(&format!("visual.attnpool.{name}.weight"));
             let bias = params.tensor1(&format!("visual.attnpool.{name}.bias"));

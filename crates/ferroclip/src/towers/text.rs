@@ -4,8 +4,9 @@ use burn::prelude::*;
 use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, embed_tokens};
 
 use super::block::{BlockConfig, Transformer, norm};
+use super::source::Source;
 use crate::config::{ModelConfig, TextPool};
-use crate::param::Params;
+use crate::param::{Params, Weights};
 
 /// Token ids to embeddings.
 #[derive(Clone, Debug)]
@@ -24,6 +25,24 @@ impl TextTower {
     /// # Panics
     /// When the parameters are not those of the config.
     pub fn new(config: &ModelConfig, params: &Params) -> Self {
+        TextTower::build(config, params)
+    }
+
+    /// The tower of weights for inference on the CPU, packed in this precision: the same numbers in
+    /// f32, and no gradient. Weights that the tower does not need are dropped.
+    ///
+    /// # Panics
+    /// As [`TextTower::new`].
+    pub fn packed(config: &ModelConfig, weights: Weights, precision: Precision) -> Self {
+        let tower = weights.build(config, precision, |source| TextTower::build(config, source));
+        tower.expect("nothing is read from a file")
+    }
+
+    pub(crate) fn build(config: &ModelConfig, params: &dyn Source) -> Self {
+        let mut projection = Projection::new(params.tensor2("text_projection"));
+        if params.packing().is_some() {
+            projection = projection.packed(Precision::F32);
+        }
         let text = &config.text_cfg;
         let blocks = BlockConfig {
             heads: text.heads,
@@ -34,23 +53,10 @@ impl TextTower {
         TextTower {
             tokens: params.tensor2("token_embedding.weight"),
             positions: params.tensor2("positional_embedding"),
-            transformer: Transformer::new(params, "transformer", text.layers, blocks),
+            transformer: Transformer::new(params, "transformer", text.layers, blocks, true),
             ln_final: norm(params, "ln_final", text.norm_eps()),
             pool: text.pool_type,
-            projection: Projection::new(params.tensor2("text_projection")),
-        }
-    }
-
-    /// The tower with packed weights, for inference on the CPU: the same numbers in f32, and no
-    /// gradient.
-    ///
-    /// # Panics
-    /// When the parameters are not f32 in CPU memory, or on a tape.
-    pub fn packed(self, precision: Precision) -> Self {
-        TextTower {
-            transformer: self.transformer.packed(precision, true),
-            projection: self.projection.packed(Precision::F32),
-            ..self
+            projection,
         }
     }
 

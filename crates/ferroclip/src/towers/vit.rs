@@ -6,9 +6,9 @@ use ferroclip_ops::{
 };
 
 use super::block::{BlockConfig, Transformer, norm};
+use super::source::Source;
 use super::unfold::Unfold;
 use crate::config::{ImagePool, ModelConfig};
-use crate::param::Params;
 
 #[derive(Clone, Debug)]
 pub(super) struct VisionTransformer {
@@ -26,7 +26,7 @@ pub(super) struct VisionTransformer {
 
 impl VisionTransformer {
     /// The tower of these parameters.
-    pub(super) fn new(config: &ModelConfig, params: &Params) -> Self {
+    pub(super) fn new(config: &ModelConfig, params: &dyn Source) -> Self {
         let vision = &config.vision_cfg;
         let eps = vision.norm_eps();
         let blocks = BlockConfig {
@@ -39,9 +39,20 @@ impl VisionTransformer {
         let patch = vision.patch();
         let patches =
             Unfold { image: vision.image_size.each(), kernel: patch, stride: patch, border: 0 };
+        let mut conv = Linear::new(params.tensor2("visual.conv1.weight"), None);
+        let mut projection = Projection::new(params.tensor2("visual.proj"));
+        if let Some(precision) = params.packing() {
+            // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
+            // scales fit, and this is 3 % of the work.
+            conv = conv.packed(match precision {
+                Precision::Int8 => Precision::Bf16,
+                other => other,
+            });
+            projection = projection.packed(Precision::F32);
+        }
         VisionTransformer {
             patches,
-            conv: Linear::new(params.tensor2("visual.conv1.weight"), None),
+            conv,
             class: params.tensor1("visual.class_embedding"),
             positions: params.tensor2("visual.positional_embedding"),
             ln_pre,
@@ -50,26 +61,12 @@ impl VisionTransformer {
                 "visual.transformer",
                 vision.layers.blocks(),
                 blocks,
+                vision.pool_type == ImagePool::Tok,
             ),
             ln_post: norm(params, "visual.ln_post", eps),
             pool: vision.pool_type,
             norm_after_pool: vision.final_ln_after_pool,
-            projection: Projection::new(params.tensor2("visual.proj")),
-        }
-    }
-
-    /// With packed weights.
-    pub(super) fn packed(self, precision: Precision) -> Self {
-        VisionTransformer {
-            // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
-            // scales fit, and this is 3 % of the work.
-            conv: self.conv.packed(match precision {
-                Precision::Int8 => Precision::Bf16,
-                other => other,
-            }),
-            transformer: self.transformer.packed(precision, self.pool == ImagePool::Tok),
-            projection: self.projection.packed(Precision::F32),
-            ..self
+            projection,
         }
     }
 
