@@ -130,24 +130,36 @@ impl MulAdd for Fused {
     }
 }
 
-/// Writes a public function that runs the `#[inline(always)]` generic body `$body` compiled for
-/// the active instruction set; the compiler vectorises the body for each.
+/// Writes a function that runs the `#[inline(always)]` body `$body` compiled for the instruction set
+/// it is given; the compiler vectorises the body for each. `$body` is generic over its multiply-add,
+/// or, where `unfused` stands behind it, has none.
 macro_rules! dispatch {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $crate::isa::dispatch! {
+            @each $(#[$meta])* $vis fn $name($($arg: $ty),*) $(-> $ret)?
+                = $body::<$crate::isa::Unfused>, $body::<$crate::isa::Fused>
+        }
+    };
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident unfused) => {
+        $crate::isa::dispatch! {
+            @each $(#[$meta])* $vis fn $name($($arg: $ty),*) $(-> $ret)? = $body, $body
+        }
+    };
+    (@each $(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? = $scalar:expr, $vector:expr) => {
         $(#[$meta])*
         $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
-                $body::<$crate::isa::Fused>($($arg),*)
+                $vector($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
             fn avx512($($arg: $ty),*) $(-> $ret)? {
-                $body::<$crate::isa::Fused>($($arg),*)
+                $vector($($arg),*)
             }
             match isa.0 {
-                $crate::isa::Level::Scalar => $body::<$crate::isa::Unfused>($($arg),*),
+                $crate::isa::Level::Scalar => $scalar($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` value proves that the processor has these features.
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },

@@ -23,9 +23,6 @@ use crate::cpu::{Cpu, input, operands};
 use crate::engine::{Memory, Task, row_tasks, run};
 use crate::threads::column_sums;
 
-/// Of products with parameters.
-const PRECISION: Precision = Precision::F32;
-
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear(Layer);
@@ -33,9 +30,17 @@ pub struct Linear(Layer);
 #[derive(Clone, Debug)]
 enum Layer {
     /// On any device, with a gradient.
-    Parameter { weight: Tensor<2>, bias: Option<Tensor<1>> },
+    Parameter(Box<Parameter>),
     /// For inference on the CPU.
     Packed(Arc<Packed>),
+}
+
+#[derive(Clone, Debug)]
+struct Parameter {
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    /// Of the operands of products.
+    precision: Precision,
 }
 
 /// A layer whose weights are packed.
@@ -84,7 +89,21 @@ impl Packed {
 impl Linear {
     /// A layer over these parameters.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Linear(Layer::Parameter { weight, bias })
+        Linear(Layer::Parameter(Box::new(Parameter { weight, bias, precision: Precision::F32 })))
+    }
+
+    /// The layer whose products, those of the gradients too, round their operands to this precision
+    /// and sum in f32; the parameters stay as they are. On the portable path nothing is rounded.
+    ///
+    /// # Panics
+    /// When the weights are packed, or the precision is int8, which has no gradient.
+    pub fn rounded(self, precision: Precision) -> Self {
+        assert_ne!(precision, Precision::Int8, "gradients in 8 bits");
+        let Layer::Parameter(mut parameter) = self.0 else {
+            panic!("packed weights have their precision");
+        };
+        parameter.precision = precision;
+        Linear(Layer::Parameter(parameter))
     }
 
     /// The layer with its weights packed for inference on the CPU, for the active instruction set.
@@ -93,7 +112,8 @@ impl Linear {
     /// # Panics
     /// When the weights are not f32 in CPU memory, or on a tape.
     pub fn packed(self, precision: Precision) -> Self {
-        let Layer::Parameter { weight, bias } = self.0 else { return self };
+        let Layer::Parameter(parameter) = self.0 else { return self };
+        let Parameter { weight, bias, .. } = *parameter;
         let shape @ [_, inputs] = weight.dims();
         let weight = Cpu::packed_operand(weight);
         let bias = bias.map(|bias| Cpu::packed_operand(bias).data().to_vec());
@@ -104,8 +124,13 @@ impl Linear {
     /// `x W^T + b`: `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.0 {
-            Layer::Parameter { weight, bias: Some(bias) } => with_bias(x, weight, bias),
-            Layer::Parameter { weight, bias: None } => product(x, weight, true),
+            Layer::Parameter(parameter) => {
+                let Parameter { weight, bias, precision } = &**parameter;
+                match bias {
+                    Some(bias) => with_bias(x, weight, bias, *precision),
+                    None => product(x, weight, true, *precision),
+                }
+            }
             Layer::Packed(packed) => packed.forward(x),
         }
     }
@@ -116,26 +141,27 @@ impl Linear {
     /// # Panics
     /// When the weights are packed.
     pub fn outputs(&self, range: Range<usize>) -> Linear {
-        let Layer::Parameter { weight, bias } = &self.0 else {
+        let Layer::Parameter(parameter) = &self.0 else {
             panic!("packed weights are not cut");
         };
+        let Parameter { weight, bias, precision } = &**parameter;
         let inputs = weight.dims()[1];
         let weight = weight.clone().slice([range.clone(), 0..inputs]);
         let bias = bias.as_ref().map(|bias| bias.clone().slice([range]));
-        Linear::new(weight, bias)
+        Linear::new(weight, bias).rounded(*precision)
     }
 
     pub(crate) fn as_packed(&self) -> Option<&Packed> {
         match &self.0 {
             Layer::Packed(packed) => Some(packed),
-            Layer::Parameter { .. } => None,
+            Layer::Parameter(_) => None,
         }
     }
 
     /// The weight, `[out, in]`, where it is not packed.
     pub(crate) fn parameter(&self) -> Option<Cpu> {
         match &self.0 {
-            Layer::Parameter { weight, .. } => Some(Cpu::packed_operand(weight.clone())),
+            Layer::Parameter(parameter) => Some(Cpu::packed_operand(parameter.weight.clone())),
             Layer::Packed(_) => None,
         }
     }
@@ -152,14 +178,14 @@ pub struct Projection(Project);
 
 #[derive(Clone, Debug)]
 enum Project {
-    Parameter(Tensor<2>),
+    Parameter(Box<Tensor<2>>),
     Packed(Arc<Packed>),
 }
 
 impl Projection {
     /// The projection by this matrix.
     pub fn new(matrix: Tensor<2>) -> Self {
-        Projection(Project::Parameter(matrix))
+        Projection(Project::Parameter(Box::new(matrix)))
     }
 
     /// As [`Linear::packed`].
@@ -169,7 +195,7 @@ impl Projection {
     pub fn packed(self, precision: Precision) -> Self {
         let Project::Parameter(matrix) = self.0 else { return self };
         let [inputs, outputs] = matrix.dims();
-        let matrix = Cpu::packed_operand(matrix);
+        let matrix = Cpu::packed_operand(*matrix);
         let weight = Matrix::rows(matrix.data(), outputs).transposed();
         let packed = Packed::new(precision, weight, [outputs, inputs], None);
         Projection(Project::Packed(Arc::new(packed)))
@@ -178,7 +204,7 @@ impl Projection {
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.0 {
-            Project::Parameter(matrix) => product(x, matrix, false),
+            Project::Parameter(matrix) => product(x, matrix, false, Precision::F32),
             Project::Packed(packed) => packed.forward(x),
         }
     }
@@ -192,7 +218,12 @@ impl Projection {
     }
 }
 
-fn with_bias(x: Tensor<2>, weight: &Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
+fn with_bias(
+    x: Tensor<2>,
+    weight: &Tensor<2>,
+    bias: &Tensor<1>,
+    precision: Precision,
+) -> Tensor<2> {
     let ([rows, inputs], [outputs, of]) = (x.dims(), weight.dims());
     assert_eq!((inputs, outputs), (of, bias.dims()[0]), "linear: x, weight and bias");
     let Some(operands) = operands([input(&x), input(weight), input(bias)]) else {
@@ -203,20 +234,20 @@ fn with_bias(x: Tensor<2>, weight: &Tensor<2>, bias: &Tensor<1>) -> Tensor<2> {
     let onto = Onto::Bias(bias.data());
     let w = Matrix::rows(weight.data(), inputs).transposed();
     let x_rows = Matrix::rows(x.data(), inputs);
-    gemm(Isa::active(), PRECISION, [rows, outputs, inputs], x_rows, w, &mut y, outputs, onto);
-    let product = Product { rows, inputs, outputs, transposed: true };
+    gemm(Isa::active(), precision, [rows, outputs, inputs], x_rows, w, &mut y, outputs, onto);
+    let product = Product { rows, inputs, outputs, transposed: true, precision };
     let state = (x.clone(), weight.clone(), product);
     operands.finish(Cpu::from_vec(y, &[rows, outputs]), LinearBackward, state)
 }
 
 /// `x W^T` (`transposed`) or `x W`.
-fn product(x: Tensor<2>, weight: &Tensor<2>, transposed: bool) -> Tensor<2> {
+fn product(x: Tensor<2>, weight: &Tensor<2>, transposed: bool, precision: Precision) -> Tensor<2> {
     let ([rows, inputs], mut dims) = (x.dims(), weight.dims());
     if transposed {
         dims.reverse();
     }
     assert_eq!(inputs, dims[0], "linear: columns of x against the weight {:?}", weight.dims());
-    let product = Product { rows, inputs, outputs: dims[1], transposed };
+    let product = Product { rows, inputs, outputs: dims[1], transposed, precision };
     let Some(operands) = operands([input(&x), input(weight)]) else {
         let weight = weight.clone();
         return x.matmul(if transposed { weight.transpose() } else { weight });
@@ -227,7 +258,7 @@ fn product(x: Tensor<2>, weight: &Tensor<2>, transposed: bool) -> Tensor<2> {
     let dims = [rows, product.outputs, inputs];
     gemm(
         Isa::active(),
-        PRECISION,
+        precision,
         dims,
         x_rows,
         product.weight(weight.data()),
@@ -246,6 +277,7 @@ struct Product {
     inputs: usize,
     outputs: usize,
     transposed: bool,
+    precision: Precision,
 }
 
 impl Product {
@@ -265,7 +297,7 @@ impl Product {
         let dims = [self.rows, self.inputs, self.outputs];
         gemm(
             Isa::active(),
-            PRECISION,
+            self.precision,
             dims,
             Matrix::rows(dy, self.outputs),
             w,
@@ -284,7 +316,7 @@ impl Product {
             let dims = [self.outputs, self.inputs, self.rows];
             gemm(
                 Isa::active(),
-                PRECISION,
+                self.precision,
                 dims,
                 dy.transposed(),
                 x,
@@ -297,7 +329,7 @@ impl Product {
             let dims = [self.inputs, self.outputs, self.rows];
             gemm(
                 Isa::active(),
-                PRECISION,
+                self.precision,
                 dims,
                 x.transposed(),
                 dy,

@@ -95,6 +95,24 @@ fn linear_agrees() {
     });
 }
 
+/// Forward and backward: off by the rounding of the operands to 8 bits of mantissa, and by no less.
+#[test]
+fn rounded_linear_is_close() {
+    let shapes = [[13, 37], [50, 37], [1, 50]];
+    let op = |x: &[Tensor<2>]| {
+        let linear = Linear::new(x[1].clone(), Some(flat(&x[2]))).rounded(Precision::Bf16);
+        linear.forward(x[0].clone())
+    };
+    let (fast, portable) = (run(&op, &shapes, DType::F32), run(&op, &shapes, DType::F64));
+    // The gradient of the bias is a sum that nothing is rounded in.
+    for (which, (fast, portable)) in fast.iter().zip(&portable).enumerate().take(3) {
+        let norm = portable.iter().map(|p| p * p).sum::<f64>().sqrt();
+        let error = fast.iter().zip(portable).map(|(f, p)| (f - p).powi(2)).sum::<f64>().sqrt();
+        let share = error / norm;
+        assert!((1e-5..4e-3).contains(&share), "value {which} is off by {share:e}");
+    }
+}
+
 #[test]
 fn layer_norm_agrees() {
     check("layer_norm", &[[9, 35], [1, 35], [1, 35]], &|x| {

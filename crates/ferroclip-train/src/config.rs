@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use ferroclip::image::{Augment, DecodeLimits};
-use ferroclip::{FloatFormat, ModelConfig};
+use ferroclip::{FloatFormat, ModelConfig, Precision};
 use ferroclip_data::{Filter, Source};
 use serde::{Deserialize, Serialize};
 use toml::Value;
@@ -178,9 +178,9 @@ pub struct RunSection {
     /// Pairs in memory at a time, without influence on the gradients; 0 for the whole batch.
     #[serde(default)]
     pub micro_batch: usize,
-    /// `f32`.
-    #[serde(default = "default_precision")]
-    pub precision: String,
+    /// What the operands of the products of transformer blocks are rounded to, forward and backward.
+    #[serde(default)]
+    pub precision: TrainPrecision,
     /// Of the initial weights, the order, captions and augmentation.
     #[serde(default)]
     pub seed: u64,
@@ -238,8 +238,25 @@ pub enum BatchNormMode {
     Frozen,
 }
 
-fn default_precision() -> String {
-    "f32".to_owned()
+/// `run.precision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainPrecision {
+    /// Nothing is rounded.
+    #[default]
+    F32,
+    /// To bf16; sums, norms, the loss and the weights themselves stay f32.
+    Bf16,
+}
+
+impl TrainPrecision {
+    /// The precision of products.
+    pub fn precision(self) -> Precision {
+        match self {
+            TrainPrecision::F32 => Precision::F32,
+            TrainPrecision::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 fn default_keep_last() -> usize {
@@ -353,12 +370,6 @@ impl TrainConfig {
         let positive = |x: f64| x.is_finite() && x > 0.0;
         let from_zero = |x: f64| x.is_finite() && x >= 0.0;
         let below_one = |x: f64| (0.0..1.0).contains(&x);
-        if run.precision != "f32" {
-            return Err(format!(
-                "`run.precision`: `{}`, this version trains in `f32` only",
-                run.precision
-            ));
-        }
         let checks = [
             ("run.epochs", from_zero(run.epochs) && run.epochs <= 1e6, "0 to 1000000"),
             ("run.batch_size", (2..=1 << 16).contains(&run.batch_size), "2 to 65536"),
@@ -536,7 +547,7 @@ mod tests {
     fn mistakes_are_named() {
         for (text, named) in [
             ("run.batchsize=1", "batchsize"),
-            ("run.precision=bf16", "f32"),
+            ("run.precision=int8", "int8"),
             ("data.train.1.path=x", "no place"),
             ("run.out.x=1", "lies in"),
             ("run.epochs", "a.b=value"),

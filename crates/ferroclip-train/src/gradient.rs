@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use ferroclip::{BatchStatistics, ImageTower, ModelConfig, Params, TextTower, Weights};
+use ferroclip::{BatchStatistics, ImageTower, ModelConfig, Params, Precision, TextTower, Weights};
 use ferroclip_ops::unit_rows;
 
 use crate::loss::{contrastive_loss, positive_groups};
@@ -52,6 +52,8 @@ pub struct BatchOptions {
     /// Batch norms use the statistics of the batch, not the running ones. A micro-batch would then
     /// be a batch of its own, so it must be whole.
     pub batch_statistics: bool,
+    /// What the operands of products are rounded to: f32 or bf16.
+    pub precision: Precision,
 }
 
 /// Both towers on one device.
@@ -119,7 +121,7 @@ pub fn batch_gradient(
     let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
     // The weights are lent to the towers, not copied.
     let params = Params::from_weights(std::mem::take(weights), &Device::flex().autodiff());
-    let tracked = Towers::new(config, params);
+    let tracked = Towers::new(config, params.rounded(options.precision));
     let found = gradient_of(config, &tracked, logit_scale, batch, options, stop);
     let Towers { params, image, text } = tracked;
     drop((image, text));

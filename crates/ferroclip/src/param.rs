@@ -257,6 +257,7 @@ pub(crate) fn elements<const D: usize>(x: Tensor<D>) -> Vec<f32> {
 pub struct Params {
     tensors: BTreeMap<String, ParamTensor>,
     device: Device,
+    rounding: Precision,
 }
 
 impl Params {
@@ -272,7 +273,7 @@ impl Params {
             let tensor = ParamTensor::new(&name, weight, device);
             (name, tensor)
         });
-        Params { tensors: tensors.collect(), device: device.clone() }
+        Params { tensors: tensors.collect(), device: device.clone(), rounding: Precision::F32 }
     }
 
     /// Where the tensors live.
@@ -333,7 +334,18 @@ impl Params {
             ParamTensor::Rank2(x) => ParamTensor::Rank2(x.clone().inner()),
         };
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), inner(tensor)));
-        Params { tensors: tensors.collect(), device: self.device.clone().inner() }
+        let (device, rounding) = (self.device.clone().inner(), self.rounding);
+        Params { tensors: tensors.collect(), device, rounding }
+    }
+
+    /// The parameters of towers whose layers round the operands of their products, forward and
+    /// backward, to f32 or bf16 ([`Linear::rounded`](ferroclip_ops::Linear::rounded)).
+    pub fn rounded(self, rounding: Precision) -> Params {
+        Params { rounding, ..self }
+    }
+
+    pub(crate) fn rounding(&self) -> Precision {
+        self.rounding
     }
 
     /// The tensors as numbers again, in the shapes of the checkpoint; on the CPU a tensor that nothing

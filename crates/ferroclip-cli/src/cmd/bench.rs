@@ -15,7 +15,7 @@ use self::inputs::{random_pixels, text_batches};
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::interrupt;
-use crate::model::ModelArgs;
+use crate::model::{ModelArgs, PrecisionArg};
 use crate::output;
 
 /// How long each measurement runs at least.
@@ -97,6 +97,10 @@ fn check(args: &BenchArgs) -> Result<()> {
     if !(1..=65_536).contains(&args.batch) {
         return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
     }
+    let int8 = matches!(args.model.compute.precision, PrecisionArg::Int8);
+    if int8 && args.what.iter().any(|what| matches!(what, What::Train)) {
+        return Err(Error::usage("int8 has no gradients").hint("train with `--precision bf16`"));
+    }
     if args.paced && args.what.len() != 1 {
         return Err(Error::usage("`--paced` measures one thing").hint("give one name to `--what`"));
     }
@@ -158,7 +162,8 @@ fn train_rounds(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() -> Round +
     let (batch, batches) = (*batch, text_batches(clip, *batch, texts.as_deref())?);
     let ModelFiles { config, weights, .. } = model.files()?;
     let pixels = random_pixels(clip, batch);
-    let mut bench = StepBench::new(config.model, weights);
+    let precision = model.compute.precision.precision();
+    let mut bench = StepBench::new(config.model, weights, precision);
     // A short last batch would be another amount of work.
     let mut texts: Vec<_> = batches.into_iter().filter(|texts| texts.len() == batch).collect();
     let mut batch = Batch { pixels, texts: Vec::new(), keep: None };

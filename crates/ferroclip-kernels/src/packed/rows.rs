@@ -166,13 +166,7 @@ impl PackedRows {
 
 /// Rows of numbers to rows of groups.
 #[inline(always)]
-fn group_body<M>(
-    kind: Kind,
-    rounded: bool,
-    plain: &[f32],
-    grouped: &mut [u32],
-    scales: &mut [f32],
-) {
+fn group_body(kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32]) {
     let n = scales.len();
     let (width, depth) = ((plain.len() / n).max(1), (grouped.len() / n).max(1));
     let rows = plain.chunks_exact(width).zip(grouped.chunks_exact_mut(depth));
@@ -210,7 +204,7 @@ fn group_body<M>(
 
 /// `tile[k][r]` from `data[k * col + r]`, `held` of `MR` rows.
 #[inline(always)]
-fn columns_body<M, const MR: usize>(
+fn columns_body<const MR: usize>(
     kind: Kind,
     rounded: bool,
     data: &[f32],
@@ -245,27 +239,27 @@ fn columns_body<M, const MR: usize>(
 }
 
 #[inline(always)]
-fn columns6_body<M>(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
-    columns_body::<M, 6>(kind, rounded, data, shape, tile);
+fn columns6_body(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
+    columns_body::<6>(kind, rounded, data, shape, tile);
 }
 
 #[inline(always)]
-fn columns12_body<M>(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
-    columns_body::<M, 12>(kind, rounded, data, shape, tile);
+fn columns12_body(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
+    columns_body::<12>(kind, rounded, data, shape, tile);
 }
 
 dispatch! {
     fn columns6(
         kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
-    ) = columns6_body
+    ) = columns6_body unfused
 }
 dispatch! {
     fn columns12(
         kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
-    ) = columns12_body
+    ) = columns12_body unfused
 }
 dispatch! {
     fn group(
         kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32],
-    ) = group_body
+    ) = group_body unfused
 }

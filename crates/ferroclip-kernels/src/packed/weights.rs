@@ -258,25 +258,25 @@ fn columns_body<const NR: usize>(
 }
 
 #[inline(always)]
-fn columns16_body<M>(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
+fn columns16_body(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
     columns_body::<16>(pairs, data, shape, panel);
 }
 
 #[inline(always)]
-fn columns32_body<M>(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
+fn columns32_body(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
     columns_body::<32>(pairs, data, shape, panel);
 }
 
 dispatch! {
-    fn columns16(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns16_body
+    fn columns16(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns16_body unfused
 }
 dispatch! {
-    fn columns32(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns32_body
+    fn columns32(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns32_body unfused
 }
 
 /// Rows of weights to rows of groups.
 #[inline(always)]
-fn group_weights_body<M>(
+fn group_weights_body(
     precision: Precision,
     n: usize,
     plain: &[f32],
@@ -313,7 +313,7 @@ dispatch! {
     fn group_weights(
         precision: Precision, n: usize, plain: &[f32], grouped: &mut [u32],
         scales: &mut [f32], moved: &mut [i32],
-    ) = group_weights_body
+    ) = group_weights_body unfused
 }
 
 /// Elements of a group as weights are stored.
@@ -367,7 +367,7 @@ pub(super) fn quantized(x: f32, inverse: f32) -> i32 {
 }
 
 #[inline(always)]
-fn widen_bf16_body<M>(nr: usize, stored: &[u32], out: &mut [u32]) {
+fn widen_bf16_body(nr: usize, stored: &[u32], out: &mut [u32]) {
     for (pair, out) in stored.chunks_exact(nr).zip(out.chunks_exact_mut(2 * nr)) {
         let (first, second) = out.split_at_mut(nr);
         for ((&x, first), second) in pair.iter().zip(first).zip(second) {
@@ -378,7 +378,7 @@ fn widen_bf16_body<M>(nr: usize, stored: &[u32], out: &mut [u32]) {
 }
 
 #[inline(always)]
-fn widen_int8_body<M>(nr: usize, stored: &[u32], out: &mut [u32]) {
+fn widen_int8_body(nr: usize, stored: &[u32], out: &mut [u32]) {
     // Byte `at` of a group as a 16-bit integer.
     let signed = |x: u32, at: u32| ((x << (24 - 8 * at)) as i32 >> 24) as u32 & 0xffff;
     for (quad, out) in stored.chunks_exact(nr).zip(out.chunks_exact_mut(2 * nr)) {
@@ -391,13 +391,7 @@ fn widen_int8_body<M>(nr: usize, stored: &[u32], out: &mut [u32]) {
 }
 
 #[inline(always)]
-fn scale_sums_body<M>(
-    nr: usize,
-    row_scales: &[f32],
-    scales: &[f32],
-    moved: &[i32],
-    sums: &mut [u32],
-) {
+fn scale_sums_body(nr: usize, row_scales: &[f32], scales: &[f32], moved: &[i32], sums: &mut [u32]) {
     for (sums, &row_scale) in sums.chunks_exact_mut(nr).zip(row_scales) {
         let sums = &mut sums[..scales.len()];
         for (sum, &moved) in sums.iter_mut().zip(moved) {
@@ -410,13 +404,13 @@ fn scale_sums_body<M>(
 }
 
 dispatch! {
-    fn widen_bf16(nr: usize, stored: &[u32], out: &mut [u32]) = widen_bf16_body
+    fn widen_bf16(nr: usize, stored: &[u32], out: &mut [u32]) = widen_bf16_body unfused
 }
 dispatch! {
-    fn widen_int8(nr: usize, stored: &[u32], out: &mut [u32]) = widen_int8_body
+    fn widen_int8(nr: usize, stored: &[u32], out: &mut [u32]) = widen_int8_body unfused
 }
 dispatch! {
     fn scale_sums(
         nr: usize, row_scales: &[f32], scales: &[f32], moved: &[i32], sums: &mut [u32],
-    ) = scale_sums_body
+    ) = scale_sums_body unfused
 }

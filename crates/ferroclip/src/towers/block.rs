@@ -74,7 +74,8 @@ impl Block {
     fn new(params: &dyn Source, name: &str, config: BlockConfig, pooled: bool) -> Self {
         let linear = |weight: &str, bias: &str| {
             let weight = params.tensor2(&format!("{name}.{weight}"));
-            Linear::new(weight, Some(params.tensor1(&format!("{name}.{bias}"))))
+            let bias = params.tensor1(&format!("{name}.{bias}"));
+            Linear::new(weight, Some(bias)).rounded(params.rounding())
         };
         // At once, so that one matrix at most lies in memory twice.
         let packed = |linear: Linear| match params.packing() {

@@ -29,6 +29,9 @@ pub(crate) trait Source {
 
     /// The precision to pack weights in; none where they are to have gradients.
     fn packing(&self) -> Option<Precision>;
+
+    /// The precision that products round their operands to where weights are not packed.
+    fn rounding(&self) -> Precision;
 }
 
 impl Source for Params {
@@ -47,13 +50,20 @@ impl Source for Params {
     fn packing(&self) -> Option<Precision> {
         None
     }
+
+    fn rounding(&self) -> Precision {
+        Params::rounding(self)
+    }
 }
+
+/// Gives the tensor of a name.
+type Read<'a> = dyn FnMut(&str) -> Result<WeightTensor, Error> + 'a;
 
 /// Parameters for inference on the CPU. Each is read when the tower asks for it, and freed once it is
 /// packed: no more than one block of the tower lies in memory twice.
 pub(crate) struct Loader<'a> {
     shapes: BTreeMap<String, Vec<usize>>,
-    read: RefCell<&'a mut dyn FnMut(&str) -> Result<WeightTensor, Error>>,
+    read: RefCell<&'a mut Read<'a>>,
     failed: RefCell<Option<Error>>,
     precision: Precision,
 }
@@ -63,7 +73,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn new(
         shapes: BTreeMap<String, Vec<usize>>,
         precision: Precision,
-        read: &'a mut dyn FnMut(&str) -> Result<WeightTensor, Error>,
+        read: &'a mut Read<'a>,
     ) -> Loader<'a> {
         Loader { shapes, read: RefCell::new(read), failed: RefCell::new(None), precision }
     }
@@ -116,5 +126,9 @@ impl Source for Loader<'_> {
 
     fn packing(&self) -> Option<Precision> {
         Some(self.precision)
+    }
+
+    fn rounding(&self) -> Precision {
+        Precision::F32
     }
 }

@@ -39,7 +39,8 @@ impl VisionTransformer {
         let patch = vision.patch();
         let patches =
             Unfold { image: vision.image_size.each(), kernel: patch, stride: patch, border: 0 };
-        let mut conv = Linear::new(params.tensor2("visual.conv1.weight"), None);
+        let conv = Linear::new(params.tensor2("visual.conv1.weight"), None);
+        let mut conv = conv.rounded(params.rounding());
         let mut projection = Projection::new(params.tensor2("visual.proj"));
         if let Some(precision) = params.packing() {
             // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
