@@ -19,6 +19,7 @@
 //! | bf16 | bf16 | rounded to bf16 | f32 |
 //! | int8 | 8 bits, one scale for each output | 8 bits, one scale for each row | exact integers, then f32 |
 
+mod columns;
 mod finish;
 mod lines;
 mod rows;

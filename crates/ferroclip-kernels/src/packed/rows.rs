@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::columns::{self, Form};
 use super::lines::{Lines, bits};
 use super::tile::{STEP, interleave};
 use super::weights::{bf16_bits, bf16_pair, int8_scale, inverse, quantized};
@@ -66,14 +67,15 @@ impl PackedRows {
         (self.rows, self.width) = (n, width);
         let depth = self.depth(kind);
         self.groups.reserve(n.div_ceil(mr) * mr * depth + STEP);
-        let rounded = precision == Precision::Bf16;
+        let form = match (precision, kind) {
+            (Precision::F32, _) => Form::F32,
+            (_, Kind::Bf16Pairs) => Form::Pairs,
+            _ => Form::Rounded,
+        };
         for first in (0..n).step_by(mr) {
             let held = mr.min(n - first);
             let tile = &mut self.groups.groups_mut()[first * depth..][..mr * depth];
-            match mr {
-                6 => columns6(isa, kind, rounded, &data[first..], [col, width, held], tile),
-                _ => columns12(isa, kind, rounded, &data[first..], [col, width, held], tile),
-            }
+            columns::pack(isa, mr, form, &data[first..], [held, col, width], tile);
         }
     }
 
@@ -202,62 +204,6 @@ fn group_body(kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], sca
     }
 }
 
-/// `tile[k][r]` from `data[k * col + r]`, `held` of `MR` rows.
-#[inline(always)]
-fn columns_body<const MR: usize>(
-    kind: Kind,
-    rounded: bool,
-    data: &[f32],
-    [col, width, held]: [usize; 3],
-    tile: &mut [u32],
-) {
-    let column = |k: usize| -> [f32; MR] {
-        if k >= width {
-            return [0.0; MR];
-        }
-        let from = &data[k * col..];
-        match from.first_chunk() {
-            Some(whole) if held == MR => *whole,
-            _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
-        }
-    };
-    let out = tile.as_chunks_mut::<MR>().0;
-    if kind == Kind::Bf16Pairs {
-        for (k, out) in out.iter_mut().enumerate().take(width.div_ceil(2)) {
-            let [a, b] = [column(2 * k), column(2 * k + 1)];
-            *out = std::array::from_fn(|r| bf16_pair(a[r], b[r]));
-        }
-    } else if rounded {
-        for (k, out) in out.iter_mut().enumerate().take(width) {
-            *out = column(k).map(bf16_bits);
-        }
-    } else {
-        for (k, out) in out.iter_mut().enumerate().take(width) {
-            *out = column(k).map(f32::to_bits);
-        }
-    }
-}
-
-#[inline(always)]
-fn columns6_body(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
-    columns_body::<6>(kind, rounded, data, shape, tile);
-}
-
-#[inline(always)]
-fn columns12_body(kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32]) {
-    columns_body::<12>(kind, rounded, data, shape, tile);
-}
-
-dispatch! {
-    fn columns6(
-        kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
-    ) = columns6_body unfused
-}
-dispatch! {
-    fn columns12(
-        kind: Kind, rounded: bool, data: &[f32], shape: [usize; 3], tile: &mut [u32],
-    ) = columns12_body unfused
-}
 dispatch! {
     fn group(
         kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32],

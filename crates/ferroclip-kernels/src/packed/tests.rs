@@ -136,3 +136,30 @@ fn finishes() {
         }
     }
 }
+
+/// What memory held before, NaN at worst, is never multiplied.
+#[test]
+fn memory_of_an_earlier_product_is_not_read() {
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let lost = vec![f32::NAN; 40 * 100];
+            let mut rows = packed(isa, precision, [40, 100], &lost);
+            let mut weights =
+                PackedWeights::pack(isa, precision, [40, 100], Matrix::rows(&lost, 100));
+            for [m, n, k] in SHAPES {
+                let (x, w) = (values(m * k, 1), values(n * k, 2));
+                for transposed in [false, true] {
+                    let turn = |data, rows, columns| match transposed {
+                        true => Matrix::rows(data, rows).transposed(),
+                        false => Matrix::rows(data, columns),
+                    };
+                    rows.fill_matrix(isa, precision, [m, k], turn(&x, m, k));
+                    weights.repack([n, k], turn(&w, n, k));
+                    let mut out = vec![0.0; m * n];
+                    multiply(&weights, &rows, None, Finish::Store, &mut out, n, false);
+                    assert!(out.iter().all(|y| y.is_finite()), "{isa:?} {precision:?} {m} {n} {k}");
+                }
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::columns::{self, Form};
 use super::lines::Lines;
 use super::tile::{STEP, interleave};
 use super::{Kind, PackedRows, Precision, Sizes};
@@ -217,61 +218,11 @@ impl Panel<'_> {
         inputs: usize,
         weight: Matrix,
     ) {
+        let form = if precision == Precision::Bf16 { Form::Pairs } else { Form::F32 };
+        let data = &weight.data[self.columns.start..];
         let shape = [self.columns.len(), weight.col, inputs];
-        let (data, pairs) = (&weight.data[self.columns.start..], precision == Precision::Bf16);
-        match nr {
-            16 => columns16(isa, pairs, data, shape, self.groups),
-            _ => columns32(isa, pairs, data, shape, self.groups),
-        }
+        columns::pack(isa, nr, form, data, shape, self.groups);
     }
-}
-
-/// `panel[k][j]` from `data[k * col + j]`, `held` of `NR` outputs, as f32 or as pairs of bf16.
-#[inline(always)]
-fn columns_body<const NR: usize>(
-    pairs: bool,
-    data: &[f32],
-    [held, col, inputs]: [usize; 3],
-    panel: &mut [u32],
-) {
-    let row = |k: usize| -> [f32; NR] {
-        if k >= inputs {
-            return [0.0; NR];
-        }
-        let from = &data[k * col..];
-        match from.first_chunk() {
-            Some(whole) if held == NR => *whole,
-            _ => std::array::from_fn(|j| if j < held { from[j] } else { 0.0 }),
-        }
-    };
-    let panel = panel.as_chunks_mut::<NR>().0;
-    if pairs {
-        for (group, out) in panel.iter_mut().enumerate() {
-            let [a, b] = [row(2 * group), row(2 * group + 1)];
-            *out = std::array::from_fn(|j| bf16_pair(a[j], b[j]));
-        }
-    } else {
-        for (k, out) in panel.iter_mut().enumerate() {
-            *out = row(k).map(f32::to_bits);
-        }
-    }
-}
-
-#[inline(always)]
-fn columns16_body(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
-    columns_body::<16>(pairs, data, shape, panel);
-}
-
-#[inline(always)]
-fn columns32_body(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) {
-    columns_body::<32>(pairs, data, shape, panel);
-}
-
-dispatch! {
-    fn columns16(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns16_body unfused
-}
-dispatch! {
-    fn columns32(pairs: bool, data: &[f32], shape: [usize; 3], panel: &mut [u32]) = columns32_body unfused
 }
 
 /// Rows of weights to rows of groups.

@@ -1,0 +1,89 @@
+//! Packing of matrices whose columns lie in one piece: nothing has to be transposed.
+
+use super::weights::{bf16_bits, bf16_pair};
+use crate::Isa;
+use crate::isa::dispatch;
+
+/// What a group is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One f32.
+    F32,
+    /// One f32, rounded to bf16.
+    Rounded,
+    /// Two bf16.
+    Pairs,
+}
+
+/// `out[k][r]` from `data[k * col + r]` for `depth` of k and `held` of `width` of r, zeros in place of
+/// the others; `width` is one of [`Sizes`](super::Sizes). Groups behind the last are left alone.
+pub(super) fn pack(
+    isa: Isa,
+    width: usize,
+    form: Form,
+    data: &[f32],
+    [held, col, depth]: [usize; 3],
+    out: &mut [u32],
+) {
+    let pack = match width {
+        6 => pack6,
+        12 => pack12,
+        16 => pack16,
+        32 => pack32,
+        other => unreachable!("{other} side by side"),
+    };
+    pack(isa, form, data, [held, col, depth], out);
+}
+
+#[inline(always)]
+fn pack_body<const W: usize>(
+    form: Form,
+    data: &[f32],
+    [held, col, depth]: [usize; 3],
+    out: &mut [u32],
+) {
+    let row = |k: usize| -> [f32; W] {
+        if k >= depth {
+            return [0.0; W];
+        }
+        let from = &data[k * col..];
+        match from.first_chunk() {
+            // Of a fixed length, so that it is no call.
+            Some(whole) if held == W => *whole,
+            _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
+        }
+    };
+    let out = out.as_chunks_mut::<W>().0.iter_mut();
+    match form {
+        Form::F32 => {
+            out.take(depth).enumerate().for_each(|(k, out)| *out = row(k).map(f32::to_bits))
+        }
+        Form::Rounded => {
+            // Weights in bf16 are pairs: behind an odd depth they have a zero, which wants another.
+            let out = out.take(depth.next_multiple_of(2)).enumerate();
+            out.for_each(|(k, out)| *out = row(k).map(bf16_bits));
+        }
+        Form::Pairs => out.take(depth.div_ceil(2)).enumerate().for_each(|(group, out)| {
+            let [a, b] = [row(2 * group), row(2 * group + 1)];
+            *out = std::array::from_fn(|r| bf16_pair(a[r], b[r]));
+        }),
+    }
+}
+
+/// [`pack_body`] of one width, for every set.
+macro_rules! of_width {
+    ($name:ident, $body:ident, $width:literal) => {
+        #[inline(always)]
+        fn $body(form: Form, data: &[f32], shape: [usize; 3], out: &mut [u32]) {
+            pack_body::<$width>(form, data, shape, out);
+        }
+        dispatch! {
+            fn $name(form: Form, data: &[f32], shape: [usize; 3], out: &mut [u32]) = $body unfused
+        }
+    };
+}
+
+of_width!(pack6, pack6_body, 6);
+of_width!(pack12, pack12_body, 12);
+of_width!(pack16, pack16_body, 16);
+of_width!(pack32, pack32_body, 32);
