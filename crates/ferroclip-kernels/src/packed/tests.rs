@@ -72,8 +72,10 @@ fn bf16_rounds_the_operands_only() {
                 (x.iter().map(round).collect(), w.iter().map(round).collect());
             let want = product(isa, Precision::F32, [m, n, k], [&x, &w, &bias], false);
             for (got, want) in got.iter().zip(&want) {
-                // The order of sums differs where pairs are added first.
-                assert!((got - want).abs() < 2e-6 * (k as f32).sqrt(), "{isa:?}: {got} {want}");
+                // The order of sums differs where pairs are added first: k roundings, at random, of
+                // sums of k terms that are at most 1.
+                let bound = 1.2e-7 * (k as f32).sqrt() * (k + 1) as f32;
+                assert!((got - want).abs() < bound, "{isa:?}: {got} {want}");
             }
         }
     }
