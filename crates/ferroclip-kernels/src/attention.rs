@@ -15,7 +15,7 @@ use crate::Isa;
 use crate::gemm::{Matrix, Onto, Scratch, gemm_serial};
 use crate::isa::{MulAdd, dispatch};
 use crate::math::{exp, lane_sum};
-use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
+use crate::packed::Precision;
 
 /// What one attention operation looks like beside its spans.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,17 +39,19 @@ impl AttentionShape {
     }
 }
 
-/// Memory of one thread.
-struct Buffers {
+/// Memory of one thread, reused between calls.
+#[derive(Debug)]
+pub struct AttentionScratch {
     p: Vec<f32>,
     dp: Vec<f32>,
     gemm: Scratch,
 }
 
-impl Buffers {
-    fn new(isa: Isa) -> Buffers {
+impl AttentionScratch {
+    /// Memory for this instruction set.
+    pub fn new(isa: Isa) -> Self {
         let gemm = Scratch::new(isa, Precision::F32);
-        Buffers { p: Vec::new(), dp: Vec::new(), gemm }
+        AttentionScratch { p: Vec::new(), dp: Vec::new(), gemm }
     }
 }
 
@@ -62,22 +64,6 @@ fn split<'a>(mut x: &'a mut [f32], offsets: &[usize], width: usize) -> Vec<&'a m
         x = rest;
     }
     spans
-}
-
-/// Memory that [`attend`] reuses between calls.
-#[derive(Debug)]
-pub struct AttentionScratch {
-    p: Vec<f32>,
-    rows: PackedRows,
-    columns: PackedWeights,
-}
-
-impl AttentionScratch {
-    /// Memory for this instruction set.
-    pub fn new(isa: Isa) -> Self {
-        let columns = PackedWeights::pack(isa, Precision::F32, [0, 0], Matrix::rows(&[], 0));
-        AttentionScratch { p: Vec::new(), rows: PackedRows::default(), columns }
-    }
 }
 
 /// `out` (`[rows, width]`) from `qkv` (`[rows, 3 width]`), span by span of `offsets`.
@@ -109,18 +95,10 @@ pub fn attend(
     if n == 0 {
         return;
     }
-    let [q, k, v] = [0, 1, 2].map(|third| part(qkv, shape, head, third));
-    let AttentionScratch { p, rows, columns } = scratch;
-    p.resize(n * n, 0.0);
-    columns.repack([n, d], k);
-    rows.fill(isa, Precision::F32, [n, d], |i, row| {
-        row.copy_from_slice(&q.data[i * q.row..][..d]);
-    });
-    multiply(columns, rows, None, Finish::Store, p, n, false);
-    softmax_rows(isa, n, shape.scale(), shape.causal, p);
-    columns.repack([d, n], v.transposed());
-    rows.fill(isa, Precision::F32, [n, n], |i, row| row.copy_from_slice(&p[i * n..][..n]));
-    multiply(columns, rows, None, Finish::Store, out, ld, false);
+    probabilities(isa, shape, qkv, n, head, scratch);
+    let AttentionScratch { p, gemm, .. } = scratch;
+    let v = part(qkv, shape, head, 2);
+    gemm_serial([n, d, n], Matrix::rows(p, n), v, out, ld, Onto::Nothing, gemm);
 }
 
 /// `dqkv` (`[rows, 3 width]`) from `qkv` and `dout` (`[rows, width]`).
@@ -135,7 +113,7 @@ pub fn attention_backward(
     let width = shape.width();
     let spans = split(dqkv, offsets, 3 * width);
     spans.into_par_iter().enumerate().for_each_init(
-        || Buffers::new(isa),
+        || AttentionScratch::new(isa),
         |buffers, (i, dqkv)| {
             let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
             let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
@@ -156,11 +134,11 @@ fn head_backward(
     qkv: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
-    buffers: &mut Buffers,
+    buffers: &mut AttentionScratch,
 ) {
     let (width, d) = (shape.width(), shape.head_width);
     probabilities(isa, shape, qkv, n, head, buffers);
-    let Buffers { p, dp, gemm } = buffers;
+    let AttentionScratch { p, dp, gemm } = buffers;
     dp.resize(n * n, 0.0);
     let (q, k, v) =
         (part(qkv, shape, head, 0), part(qkv, shape, head, 1), part(qkv, shape, head, 2));
@@ -191,7 +169,7 @@ fn probabilities(
     qkv: &[f32],
     n: usize,
     head: usize,
-    buffers: &mut Buffers,
+    buffers: &mut AttentionScratch,
 ) {
     buffers.p.resize(n * n, 0.0);
     let (q, k) = (part(qkv, shape, head, 0), part(qkv, shape, head, 1));
@@ -283,7 +261,7 @@ pub fn attention_pooled_backward(
     let dkvs = split(dkv, offsets, 2 * width);
     let work = dkvs.into_par_iter().zip(dq.par_chunks_exact_mut(width)).enumerate();
     work.for_each_init(
-        || Buffers::new(isa),
+        || AttentionScratch::new(isa),
         |buffers, (i, (dkv, dq))| {
             let kv = &kv[offsets[i] * 2 * width..offsets[i + 1] * 2 * width];
             let row = i * width..(i + 1) * width;
@@ -343,13 +321,13 @@ fn pooled_backward_body<M: MulAdd>(
     q: &[f32],
     kv: &[f32],
     dout: &[f32],
-    buffers: &mut Buffers,
+    buffers: &mut AttentionScratch,
     dq: &mut [f32],
     dkv: &mut [f32],
 ) {
     let (width, d) = (shape.width(), shape.head_width);
     let rows = kv.len() / (2 * width);
-    let Buffers { p, dp, .. } = buffers;
+    let AttentionScratch { p, dp, .. } = buffers;
     p.resize(rows, 0.0);
     dp.resize(rows, 0.0);
     dq.fill(0.0);
@@ -382,7 +360,7 @@ dispatch! {
     #[expect(clippy::too_many_arguments, reason = "one span: its operands and its memory")]
     fn pooled_backward(
         shape: AttentionShape, q: &[f32], kv: &[f32], dout: &[f32],
-        buffers: &mut Buffers, dq: &mut [f32], dkv: &mut [f32],
+        buffers: &mut AttentionScratch, dq: &mut [f32], dkv: &mut [f32],
     ) = pooled_backward_body
 }
 

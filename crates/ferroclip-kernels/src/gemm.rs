@@ -285,10 +285,16 @@ mod tests {
                     };
                     let got = product(Precision::Bf16, &a, &b);
                     let want = product(Precision::F32, &round(&a), &round(&b));
-                    for (got, want) in got.iter().zip(&want) {
-                        // The order of sums differs where pairs are added first: k roundings, at random, of
-                        // sums of k terms that are at most 1.
-                        let bound = 1.2e-7 * (k as f32).sqrt() * (k + 1) as f32;
+                    for (place, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let (i, j) = (place / n, place % n);
+                        let term = |p: usize| {
+                            let a = a[if flags & 1 > 0 { p * m + i } else { i * k + p }];
+                            let b = b[if flags & 2 > 0 { j * k + p } else { p * n + j }];
+                            (a * b).abs()
+                        };
+                        let size: f32 = (0..k).map(term).sum();
+                        // The order of sums differs where pairs are added first: as for f32.
+                        let bound = 1.2e-7 * (k as f32).sqrt() * (size + 1.0);
                         assert!((got - want).abs() < bound, "{isa:?}: {got} {want}");
                     }
                 }
