@@ -37,9 +37,9 @@ pub(crate) struct ComputeArgs {
 pub(crate) enum PrecisionArg {
     /// Exact
     F32,
-    /// Half the memory; unit embeddings agree with f32 to about 0.99999
+    /// Two bytes a weight, rounded to 8 bits of mantissa
     Bf16,
-    /// A quarter of the memory; dynamic scales, agrees to about 0.999
+    /// One byte a weight; scales are found as rows come, without calibration
     Int8,
 }
 
