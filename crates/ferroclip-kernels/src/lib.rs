@@ -10,6 +10,7 @@ mod activation;
 mod allocator;
 mod attention;
 mod batch_norm;
+mod contrastive;
 mod conv;
 mod fma_rate;
 mod gemm;
@@ -27,6 +28,7 @@ pub use attention::{
     attention_pooled, attention_pooled_backward,
 };
 pub use batch_norm::{BatchNorm, Moments};
+pub use contrastive::{Loss, contrastive_loss};
 pub use conv::{Maps, conv3x3, conv3x3_weight_gradient, flipped_taps};
 pub use fma_rate::fma_rate;
 pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};

@@ -15,10 +15,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::prelude::*;
 use burn::tensor::TensorData;
 use ferroclip::{BatchStatistics, ImageTower, ModelConfig, Params, Precision, TextTower, Weights};
+use ferroclip_kernels::{Isa, contrastive_loss};
 use ferroclip_ops::unit_rows;
 
-use crate::loss::{contrastive_loss, positive_groups};
 use crate::optimizer::Named;
+use crate::positives::positive_groups;
 
 /// The pairs of one step.
 #[derive(Clone, Debug, Default)]
@@ -163,7 +164,7 @@ fn gradient_of(
     }
 
     let groups = positive_groups(&batch.texts, options.multi_positive);
-    let loss = contrastive_loss(&images, &texts, &groups, logit_scale);
+    let loss = contrastive_loss(Isa::active(), &images, &texts, &groups, logit_scale);
     drop((images, texts));
 
     let mut gradients = Named::new();

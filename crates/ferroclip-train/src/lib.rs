@@ -9,7 +9,7 @@
 //! | `config.rs` | the training file |
 //! | `samples.rs` | rows to batches: decode, augment, draw a caption, on threads |
 //! | `gradient.rs` | the exact gradient of a batch, a micro-batch in memory at a time |
-//! | `loss.rs` | the symmetric contrastive loss over unit embeddings |
+//! | `positives.rs` | which pairs of a batch belong together |
 //! | `optimizer.rs`, `schedule.rs` | AdamW, clipping, weight averaging; the learning rate |
 //! | `running_statistics.rs` | what batch norms remember of the batches |
 //! | `checkpoint.rs`, `metrics.rs` | what a run writes |
@@ -28,10 +28,10 @@ mod config;
 mod error;
 mod eval;
 mod gradient;
-mod loss;
 mod metrics;
 mod model;
 mod optimizer;
+mod positives;
 mod run;
 mod running_statistics;
 mod samples;
@@ -48,9 +48,9 @@ pub use eval::{
     ZeroShotTask, embed_pictures, label_union, retrieval, zero_shot,
 };
 pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient};
-pub use loss::{Loss, contrastive_loss, positive_groups};
 pub use metrics::{StepMetrics, StepTime};
 pub use optimizer::{AdamW, Constants, Decay, Named, clamp_logit_scale};
+pub use positives::positive_groups;
 pub use run::{DryRun, Event, Events, Outcome, Start, StepBench, dry_run, run};
 pub use running_statistics::track;
 pub use schedule::Schedule;

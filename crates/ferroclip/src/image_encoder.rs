@@ -207,54 +207,86 @@ impl ImageEncoder {
     ) -> Result<ImageEmbeddings, Error> {
         let embeddings = Embeddings::empty(self.dim(options.features));
         let mut out = ImageEmbeddings { embeddings, ..ImageEmbeddings::default() };
-        let batch_size = options.batch_size.max(1);
-        let mut pixels = Vec::new();
-        for (batch, sources) in images.chunks(batch_size).enumerate() {
-            options.check_stop()?;
-            let first = batch * batch_size;
-            let n = self.read_batch(sources, first, options, &mut pixels, &mut out);
-            if n > 0 {
-                let x = match options.features {
-                    Features::Embedding => self.tower.forward(&pixels, n),
-                    Features::Pooled => self.tower.pooled(&pixels, n),
-                    Features::Patches => self.tower.patches(&pixels, n),
-                };
-                out.embeddings.append(&options.finish(x)?);
+        let mut batches = images.chunks(options.batch_size.max(1));
+        let (mut batch, mut next) = (PixelBatch::default(), PixelBatch::default());
+        options.check_stop()?;
+        self.read_batch(batches.next().unwrap_or_default(), 0, options, &mut batch);
+        let mut done = 0;
+        while batch.sources > 0 {
+            let first = done + batch.sources;
+            let sources = batches.next().unwrap_or_default();
+            // Cores that the tower leaves idle, as at the end of a layer, decode the next batch.
+            let (rows, ()) = rayon::join(
+                || self.features(&batch, options),
+                || self.read_batch(sources, first, options, &mut next),
+            );
+            out.embeddings.append(&rows?);
+            out.inputs.append(&mut batch.inputs);
+            out.failures.append(&mut batch.failures);
+            done = first;
+            options.report(done);
+            std::mem::swap(&mut batch, &mut next);
+            if batch.sources > 0 {
+                options.check_stop()?;
             }
-            options.report(first + sources.len());
         }
         Ok(out)
     }
 
-    /// Decodes pictures on all cores; the tensors of the good ones stand together in `pixels`.
+    /// What the options ask for, of the pictures of a batch.
+    fn features(&self, batch: &PixelBatch, options: &EmbedOptions<'_>) -> Result<Vec<f32>, Error> {
+        let n = batch.inputs.len();
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        options.finish(match options.features {
+            Features::Embedding => self.tower.forward(&batch.pixels, n),
+            Features::Pooled => self.tower.pooled(&batch.pixels, n),
+            Features::Patches => self.tower.patches(&batch.pixels, n),
+        })
+    }
+
+    /// Decodes pictures, of which the first is number `first` of the input, on all cores.
     fn read_batch(
         &self,
         sources: &[ImageSource<'_>],
         first: usize,
         options: &EmbedOptions<'_>,
-        pixels: &mut Vec<f32>,
-        out: &mut ImageEmbeddings,
-    ) -> usize {
+        batch: &mut PixelBatch,
+    ) {
         let len = self.config.model.vision_cfg.image_len();
+        let PixelBatch { pixels, .. } = batch;
         pixels.resize(sources.len() * len, 0.0);
         let slots = pixels.par_chunks_exact_mut(len).zip(sources).enumerate();
         let results: Vec<Result<(), Error>> = slots
             .map(|(i, (slot, source))| self.read_pixels(*source, first + i, options, slot))
             .collect();
-        let mut n = 0;
+        batch.sources = sources.len();
         for (i, result) in results.into_iter().enumerate() {
             match result {
                 Ok(()) => {
-                    pixels.copy_within(i * len..(i + 1) * len, n * len);
-                    out.inputs.push(first + i);
-                    n += 1;
+                    let good = batch.inputs.len();
+                    pixels.copy_within(i * len..(i + 1) * len, good * len);
+                    batch.inputs.push(first + i);
                 }
-                Err(error) => out.failures.push((first + i, error)),
+                Err(error) => batch.failures.push((first + i, error)),
             }
         }
-        pixels.truncate(n * len);
-        n
+        pixels.truncate(batch.inputs.len() * len);
     }
+}
+
+/// Decoded pictures on their way to the tower.
+#[derive(Default)]
+struct PixelBatch {
+    /// Tensors of the good ones, one behind the other.
+    pixels: Vec<f32>,
+    /// Pictures that were looked at.
+    sources: usize,
+    /// Places of the good ones in the input.
+    inputs: Vec<usize>,
+    /// Places of the others, and what is wrong with them.
+    failures: Vec<(usize, Error)>,
 }
 
 /// The bytes of a picture file, if they are not more than `limit`.
