@@ -117,40 +117,41 @@ pub fn attention_backward(
         |buffers, (i, dqkv)| {
             let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
             let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
-            let n = offsets[i + 1] - offsets[i];
-            for head in 0..if n == 0 { 0 } else { shape.heads } {
-                head_backward(isa, shape, n, head, qkv, dout, dqkv, buffers);
+            for head in 0..shape.heads {
+                attend_backward(isa, shape, head, qkv, dout, dqkv, buffers);
             }
         },
     );
 }
 
-#[expect(clippy::too_many_arguments, reason = "one head of one span: its place and its operands")]
-fn head_backward(
+/// The gradient of [`attend`]: the head's columns of `dqkv` (`[rows, 3 width]`) from `qkv` and `dout`
+/// (`[rows, width]`). On the calling thread.
+pub fn attend_backward(
     isa: Isa,
     shape: AttentionShape,
-    n: usize,
     head: usize,
     qkv: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
-    buffers: &mut AttentionScratch,
+    scratch: &mut AttentionScratch,
 ) {
     let (width, d) = (shape.width(), shape.head_width);
-    probabilities(isa, shape, qkv, n, head, buffers);
-    let AttentionScratch { p, dp, gemm } = buffers;
+    let n = dout.len() / width;
+    if n == 0 {
+        return;
+    }
+    probabilities(isa, shape, qkv, n, head, scratch);
+    let AttentionScratch { p, dp, gemm } = scratch;
     dp.resize(n * n, 0.0);
-    let (q, k, v) =
-        (part(qkv, shape, head, 0), part(qkv, shape, head, 1), part(qkv, shape, head, 2));
+    let [q, k, v] = [0, 1, 2].map(|third| part(qkv, shape, head, third));
     let dout = Matrix::rows(&dout[head * d..], width);
+    gemm_serial([n, n, d], dout, v.transposed(), dp, n, Onto::Nothing, gemm);
     let ld = 3 * width;
     let mut write = |a: Matrix, b: Matrix, third: usize| {
         let out = &mut dqkv[third * width + head * d..];
         gemm_serial([n, d, n], a, b, out, ld, Onto::Nothing, gemm);
     };
     write(Matrix::rows(p, n).transposed(), dout, 2);
-    let scratch = &mut Scratch::new(isa, Precision::F32);
-    gemm_serial([n, n, d], dout, v.transposed(), dp, n, Onto::Nothing, scratch);
     score_gradient(isa, n, shape.scale(), p, dp);
     write(Matrix::rows(dp, n), k, 0);
     write(Matrix::rows(dp, n).transposed(), q, 1);

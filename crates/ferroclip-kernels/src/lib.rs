@@ -24,8 +24,8 @@ pub use activation::{Activation, activation, activation_backward};
 #[cfg(feature = "mimalloc")]
 pub use allocator::keep_freed_memory;
 pub use attention::{
-    AttentionScratch, AttentionShape, attend, attend_row, attention, attention_backward,
-    attention_pooled, attention_pooled_backward,
+    AttentionScratch, AttentionShape, attend, attend_backward, attend_row, attention,
+    attention_backward, attention_pooled, attention_pooled_backward,
 };
 pub use batch_norm::{BatchNorm, Moments};
 pub use contrastive::{Loss, contrastive_loss};

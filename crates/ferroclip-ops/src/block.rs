@@ -5,8 +5,9 @@
 //! x + c_proj(act(c_fc(norm(x))))
 //! ```
 //!
-//! Where the weights are packed, a core walks some sequences (or rows) through a whole half, so that what
-//! lies between its products stays in the core's caches; otherwise the halves are made of the leaf
+//! On the CPU a core walks some sequences (or rows) through a whole half, so that what lies between its
+//! products stays in the core's caches: here with packed weights, in `half`, `attention_half` and
+//! `mlp_half` with weights that have a gradient. Elsewhere the halves are made of the leaf
 //! operations. In the pooled form only one row of each sequence is computed, and keys and values are not
 //! formed: with q the query of one head and x the normed rows,
 //!
@@ -25,9 +26,12 @@ use ferroclip_kernels::{
 use rayon::prelude::*;
 
 use crate::cpu::Cpu;
-use crate::engine::{Memory, Task, row_tasks, run, span_tasks};
+use crate::engine::{Memory, Task, parts, row_tasks, run, span_tasks};
 use crate::linear::Packed;
-use crate::{LayerNorm, Linear, Spans, activation, attention, attention_pooled, select_rows};
+use crate::{
+    LayerNorm, Linear, Spans, activation, attention, attention_half, attention_pooled, mlp_half,
+    select_rows,
+};
 
 /// The half that mixes the rows of a sequence.
 #[derive(Clone, Debug)]
@@ -42,6 +46,7 @@ pub struct AttentionBlock {
     pub heads: usize,
     /// Whether a row sees only itself and those before it.
     pub causal: bool,
+    pub(crate) recompute: bool,
     pooled: Option<Arc<PooledWeights>>,
 }
 
@@ -64,7 +69,13 @@ impl AttentionBlock {
         heads: usize,
         causal: bool,
     ) -> Self {
-        AttentionBlock { norm, in_proj, out_proj, heads, causal, pooled: None }
+        AttentionBlock { norm, in_proj, out_proj, heads, causal, recompute: false, pooled: None }
+    }
+
+    /// With `recompute`, [`AttentionBlock::forward`] keeps nothing but its input for the backward pass on
+    /// the CPU, which then computes the rest again.
+    pub fn recomputed(self, recompute: bool) -> Self {
+        AttentionBlock { recompute, ..self }
     }
 
     /// With packed weights, for inference on the CPU; `pooled` also packs what
@@ -101,7 +112,7 @@ impl AttentionBlock {
         self.norm.width()
     }
 
-    fn shape(&self) -> AttentionShape {
+    pub(crate) fn shape(&self) -> AttentionShape {
         let head_width = self.width() / self.heads;
         AttentionShape { heads: self.heads, head_width, causal: self.causal }
     }
@@ -110,6 +121,9 @@ impl AttentionBlock {
     pub fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
         let (Some(in_proj), Some(out_proj)) = (self.in_proj.as_packed(), self.out_proj.as_packed())
         else {
+            if let Some(y) = attention_half::forward(self, &x, spans) {
+                return y;
+            }
             let qkv = self.in_proj.forward(self.norm.forward(x.clone()));
             let mixed = attention(qkv, spans, self.heads, self.causal);
             return x + self.out_proj.forward(mixed);
@@ -119,56 +133,17 @@ impl AttentionBlock {
         let norm = self.norm.values();
         let tasks = span_tasks(spans, rayon::current_num_threads());
         let length = |task: &Task| rows_of(spans, task) * self.width();
-        run(&tasks, x.data_mut(), length, |memory, task, x| {
-            let n = x.len() / self.width();
-            memory.wide.resize(n * 3 * self.width(), 0.0);
-            memory.mixed.resize(x.len(), 0.0);
-            norm.fill(&mut memory.rows, in_proj, x);
-            let qkv = &mut memory.wide[..];
-            in_proj.multiply(&memory.rows, Finish::Store, qkv, task.split);
-            self.mix(spans, task, memory);
-            fill(&mut memory.rows, out_proj, &memory.mixed);
-            out_proj.multiply(&memory.rows, Finish::Add, x, task.split);
+        run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
+            let Memory { rows, wide: qkv, mixed, attention } = memory;
+            qkv.resize(3 * x.len(), 0.0);
+            mixed.resize(x.len(), 0.0);
+            norm.fill(rows, in_proj, x);
+            in_proj.multiply(rows, Finish::Store, qkv, task.split);
+            mix(self.shape(), spans, task, qkv, mixed, attention);
+            fill(rows, out_proj, mixed);
+            out_proj.multiply(rows, Finish::Add, x, task.split);
         });
         x.into_tensor()
-    }
-
-    /// Attention of the sequences of a task, from `memory.wide` to `memory.mixed`.
-    fn mix(&self, spans: &Spans, task: &Task, memory: &mut Memory) {
-        let (width, isa, shape) = (self.width(), Isa::active(), self.shape());
-        let first = spans.offsets()[task.range.start];
-        for span in task.range.clone().map(|i| spans.range(i)) {
-            let (start, end) = (span.start - first, span.end - first);
-            let qkv = &memory.wide[start * 3 * width..end * 3 * width];
-            let mixed = &mut memory.mixed[start * width..end * width];
-            if qkv.is_empty() {
-                continue;
-            }
-            if !task.split {
-                for head in 0..shape.heads {
-                    let out = &mut mixed[head * shape.head_width..];
-                    attend(isa, shape, head, qkv, out, width, &mut memory.attention);
-                }
-                continue;
-            }
-            let d = shape.head_width;
-            let heads: Vec<Vec<f32>> = (0..shape.heads)
-                .into_par_iter()
-                .map_init(
-                    || AttentionScratch::new(isa),
-                    |scratch, head| {
-                        let mut out = vec![0.0; (end - start) * d];
-                        attend(isa, shape, head, qkv, &mut out, d, scratch);
-                        out
-                    },
-                )
-                .collect();
-            for (i, row) in mixed.chunks_exact_mut(width).enumerate() {
-                for (to, head) in row.chunks_exact_mut(d).zip(&heads) {
-                    to.copy_from_slice(&head[i * d..][..d]);
-                }
-            }
-        }
     }
 
     /// The row `pooled[i]` of each sequence `i` alone: `[spans, width]`. Where `causal`, it must be the
@@ -192,7 +167,7 @@ impl AttentionBlock {
         let mut out = vec![0.0; pooled.len() * width];
         let tasks = span_tasks(spans, rayon::current_num_threads());
         let length = |task: &Task| task.range.len() * width;
-        run(&tasks, &mut out, length, |memory, task, out| {
+        run(&tasks, parts(&tasks, &mut out, length), |memory, task, out| {
             let first = spans.offsets()[task.range.start];
             let x = &x[first * width..][..rows_of(spans, task) * width];
             let Memory { rows, mixed: normed, wide: q, .. } = memory;
@@ -275,12 +250,17 @@ pub struct Mlp {
     pub activation: Activation,
     /// `[width, hidden]`.
     pub c_proj: Linear,
+    /// Keep nothing but the input for the backward pass on the CPU, which then computes the rest again.
+    pub recompute: bool,
 }
 
 impl Mlp {
     /// `[rows, width]` to the same.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let (Some(c_fc), Some(c_proj)) = (self.c_fc.as_packed(), self.c_proj.as_packed()) else {
+            if let Some(y) = mlp_half::forward(self, &x) {
+                return y;
+            }
             let hidden = self.c_fc.forward(self.norm.forward(x.clone()));
             return x + self.c_proj.forward(activation(hidden, self.activation));
         };
@@ -289,7 +269,8 @@ impl Mlp {
         let norm = self.norm.values();
         let tasks = row_tasks(n, rayon::current_num_threads());
         let length = |task: &Task| task.range.len() * width;
-        run(&tasks, x.data_mut(), length, |Memory { rows, wide: hidden, .. }, task, x| {
+        run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
+            let Memory { rows, wide: hidden, .. } = memory;
             hidden.resize(task.range.len() * c_fc.weights.outputs(), 0.0);
             norm.fill(rows, c_fc, x);
             c_fc.multiply(rows, Finish::Activate(self.activation), hidden, task.split);
@@ -300,8 +281,53 @@ impl Mlp {
     }
 }
 
+/// Attention of the sequences of a task, from their `qkv` to `mixed`.
+pub(crate) fn mix(
+    shape: AttentionShape,
+    spans: &Spans,
+    task: &Task,
+    qkv: &[f32],
+    mixed: &mut [f32],
+    scratch: &mut AttentionScratch,
+) {
+    let (width, isa) = (shape.heads * shape.head_width, Isa::active());
+    let first = spans.offsets()[task.range.start];
+    for span in task.range.clone().map(|i| spans.range(i)) {
+        let (start, end) = (span.start - first, span.end - first);
+        let qkv = &qkv[start * 3 * width..end * 3 * width];
+        let mixed = &mut mixed[start * width..end * width];
+        if qkv.is_empty() {
+            continue;
+        }
+        if !task.split {
+            for head in 0..shape.heads {
+                let out = &mut mixed[head * shape.head_width..];
+                attend(isa, shape, head, qkv, out, width, scratch);
+            }
+            continue;
+        }
+        let d = shape.head_width;
+        let heads: Vec<Vec<f32>> = (0..shape.heads)
+            .into_par_iter()
+            .map_init(
+                || AttentionScratch::new(isa),
+                |scratch, head| {
+                    let mut out = vec![0.0; (end - start) * d];
+                    attend(isa, shape, head, qkv, &mut out, d, scratch);
+                    out
+                },
+            )
+            .collect();
+        for (i, row) in mixed.chunks_exact_mut(width).enumerate() {
+            for (to, head) in row.chunks_exact_mut(d).zip(&heads) {
+                to.copy_from_slice(&head[i * d..][..d]);
+            }
+        }
+    }
+}
+
 /// Rows of the sequences of a task.
-fn rows_of(spans: &Spans, task: &Task) -> usize {
+pub(crate) fn rows_of(spans: &Spans, task: &Task) -> usize {
     spans.offsets()[task.range.end] - spans.offsets()[task.range.start]
 }
 

@@ -114,6 +114,11 @@ pub(crate) fn operands<const N: usize>(inputs: [Input; N]) -> Option<Operands<N>
 }
 
 impl<const N: usize> Operands<N> {
+    /// Whether a gradient may be wanted.
+    pub(crate) fn is_tracked(&self) -> bool {
+        self.tracked.is_some()
+    }
+
     /// The operation's result; `backward` is recorded with `state` where a gradient is wanted.
     pub(crate) fn finish<B>(self, result: Cpu, backward: B, state: B::State) -> Tensor<2>
     where

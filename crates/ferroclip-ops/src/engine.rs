@@ -98,26 +98,34 @@ fn with_memory(work: impl FnOnce(&mut Memory)) {
     MEMORY.set(Some(memory));
 }
 
-/// Runs `work(memory, task, rows of out)` for all tasks: those of one core in parallel, then the
-/// others one by one. Each task gets `length(task)` elements of `out`, one behind the other.
-pub(crate) fn run(
+/// The parts of `out` that belong to the tasks, `length(task)` elements each, one behind the other.
+pub(crate) fn parts<'a>(
     tasks: &[Task],
-    mut out: &mut [f32],
+    mut out: &'a mut [f32],
     length: impl Fn(&Task) -> usize,
-    work: impl Fn(&mut Memory, &Task, &mut [f32]) + Sync + Send,
-) {
-    let mut alone = Vec::new();
-    let mut together = Vec::new();
-    for task in tasks {
+) -> Vec<&'a mut [f32]> {
+    let parts = tasks.iter().map(|task| {
         let (mine, rest) = std::mem::take(&mut out).split_at_mut(length(task));
         out = rest;
-        if task.split { together.push((task, mine)) } else { alone.push((task, mine)) }
-    }
-    // One at a time: a chunk of several could leave a core idle at the end.
-    alone.into_par_iter().with_max_len(1).for_each(|(task, out)| {
-        with_memory(|memory| work(memory, task, out));
+        mine
     });
-    together.into_iter().for_each(|(task, out)| with_memory(|memory| work(memory, task, out)));
+    parts.collect()
+}
+
+/// Runs `work(memory, task, part)` for all tasks, with the part of the results that each writes:
+/// those of one core in parallel, then the others one by one.
+pub(crate) fn run<T: Send>(
+    tasks: &[Task],
+    parts: impl IntoIterator<Item = T>,
+    work: impl Fn(&mut Memory, &Task, T) + Sync + Send,
+) {
+    let (together, alone): (Vec<_>, Vec<_>) =
+        tasks.iter().zip(parts).partition(|(task, _)| task.split);
+    // One at a time: a chunk of several could leave a core idle at the end.
+    alone.into_par_iter().with_max_len(1).for_each(|(task, part)| {
+        with_memory(|memory| work(memory, task, part));
+    });
+    together.into_iter().for_each(|(task, part)| with_memory(|memory| work(memory, task, part)));
 }
 
 #[cfg(test)]

@@ -39,6 +39,11 @@ impl LayerNorm {
         self.gain.dims()[0]
     }
 
+    /// The parameters: gain, bias and epsilon.
+    pub(crate) fn parameters(&self) -> (&Tensor<1>, &Tensor<1>, f32) {
+        (&self.gain, &self.bias, self.eps as f32)
+    }
+
     /// The parameters as numbers, for operations with packed weights.
     pub(crate) fn values(&self) -> NormValues {
         let [gain, bias] = [&self.gain, &self.bias].map(|x| Cpu::packed_operand(x.clone()));
@@ -47,10 +52,11 @@ impl LayerNorm {
 }
 
 /// A layer norm in CPU memory.
+#[derive(Clone, Debug)]
 pub(crate) struct NormValues {
-    gain: Cpu,
-    bias: Cpu,
-    eps: f32,
+    pub(crate) gain: Cpu,
+    pub(crate) bias: Cpu,
+    pub(crate) eps: f32,
 }
 
 impl NormValues {
@@ -68,6 +74,16 @@ impl NormValues {
             self.apply(&x[i * width..][..width], row);
         });
     }
+
+    /// `dx` of rows, and the gradients of gain and bias.
+    pub(crate) fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32]) -> [Vec<f32>; 2] {
+        let (gain, width) = (self.gain.data(), self.gain.data().len());
+        row_sums(dx, width, [width, width], |row, dx, [dgain, dbias]| {
+            let range = row * width..row * width + dx.len();
+            let (x, dy) = (&x[range.clone()], &dy[range]);
+            layer_norm_backward(Isa::active(), x, gain, self.eps, dy, dx, dgain, dbias);
+        })
+    }
 }
 
 /// `(x - mean) / sqrt(variance + eps) * gain + bias`, row by row, with the biased variance.
@@ -80,34 +96,24 @@ pub fn layer_norm(x: Tensor<2>, gain: &Tensor<1>, bias: &Tensor<1>, eps: f64) ->
         let unit = centred / (variance + eps).sqrt();
         return unit * gain.clone().unsqueeze::<2>() + bias.clone().unsqueeze::<2>();
     };
-    let eps = eps as f32;
-    let [x, gain, bias] = &operands.values;
+    let [x, gain, bias] = operands.values.each_ref().map(Cpu::clone);
+    let norm = NormValues { gain, bias, eps: eps as f32 };
     let mut y = vec![0.0; x.data().len()];
-    in_rows(&mut y, width, |row, y| {
-        let x = &x.data()[row * width..][..y.len()];
-        ferroclip_kernels::layer_norm(Isa::active(), x, gain.data(), bias.data(), eps, y);
-    });
-    let state = (x.clone(), gain.clone(), eps, shape);
-    operands.finish(Cpu::from_vec(y, &shape), LayerNormBackward, state)
+    in_rows(&mut y, width, |row, y| norm.apply(&x.data()[row * width..][..y.len()], y));
+    operands.finish(Cpu::from_vec(y, &shape), LayerNormBackward, (x, norm, shape))
 }
 
 #[derive(Debug)]
 struct LayerNormBackward;
 
 impl Backward<Flex, 3> for LayerNormBackward {
-    type State = (Cpu, Cpu, f32, [usize; 2]);
+    type State = (Cpu, NormValues, [usize; 2]);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = Cpu::gradient(grads.consume::<Flex>(&ops.node));
-        let (x, gain, eps, shape @ [_, width]) = ops.state;
+        let (x, norm, shape @ [_, width]) = ops.state;
         let mut dx = vec![0.0; x.data().len()];
-        let (x, gain, dy) = (x.data(), gain.data(), dy.data());
-        let sums = row_sums(&mut dx, width, [width, width], |row, dx, [dgain, dbias]| {
-            let range = row * width..row * width + dx.len();
-            let (x, dy) = (&x[range.clone()], &dy[range]);
-            layer_norm_backward(Isa::active(), x, gain, eps, dy, dx, dgain, dbias);
-        });
-        let [dgain, dbias] = sums;
+        let [dgain, dbias] = norm.backward(x.data(), dy.data(), &mut dx);
         let [x_node, gain_node, bias_node] = ops.parents;
         for (node, values, shape) in [
             (x_node, dx, &shape[..]),

@@ -9,13 +9,16 @@
 
 mod activation;
 mod attention;
+mod attention_half;
 mod batch_norm;
 mod block;
 mod cpu;
 mod engine;
+mod half;
 mod layer_norm;
 mod linear;
 mod maps;
+mod mlp_half;
 mod rows;
 mod spans;
 mod threads;

@@ -20,7 +20,7 @@ use ferroclip_kernels::{
 };
 
 use crate::cpu::{Cpu, input, operands};
-use crate::engine::{Memory, Task, row_tasks, run};
+use crate::engine::{Memory, Task, parts, row_tasks, run};
 use crate::threads::column_sums;
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
@@ -51,7 +51,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    fn new(
+    pub(crate) fn new(
         precision: Precision,
         weight: Matrix,
         shape: [usize; 2],
@@ -74,7 +74,7 @@ impl Packed {
         let mut y = vec![0.0; n * outputs];
         let tasks = row_tasks(n, rayon::current_num_threads());
         let length = |task: &Task| task.range.len() * outputs;
-        run(&tasks, &mut y, length, |Memory { rows, .. }, task, y| {
+        run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
             let x = &x.data()[task.range.start * width..task.range.end * width];
             let shape = [task.range.len(), width];
             rows.fill(Isa::active(), self.weights.precision(), shape, |i, row| {
@@ -162,6 +162,14 @@ impl Linear {
     pub(crate) fn parameter(&self) -> Option<Cpu> {
         match &self.0 {
             Layer::Parameter(parameter) => Some(Cpu::packed_operand(parameter.weight.clone())),
+            Layer::Packed(_) => None,
+        }
+    }
+
+    /// Weight, bias and precision of a layer that has a bias and is not packed.
+    pub(crate) fn parameters(&self) -> Option<(&Tensor<2>, &Tensor<1>, Precision)> {
+        match &self.0 {
+            Layer::Parameter(p) => Some((&p.weight, p.bias.as_ref()?, p.precision)),
             Layer::Packed(_) => None,
         }
     }

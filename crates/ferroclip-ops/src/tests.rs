@@ -138,6 +138,44 @@ fn attention_agrees() {
     });
 }
 
+/// Inputs of a half of a block: x, the norm, and two layers with biases.
+fn half_shapes(rows: usize, width: usize, inner: usize, outer: usize) -> [[usize; 2]; 7] {
+    [[rows, width], [1, width], [1, width], [inner, width], [1, inner], [width, outer], [1, width]]
+}
+
+fn half_layers(x: &[Tensor<2>]) -> (LayerNorm, [Linear; 2]) {
+    let linear = |weight: &Tensor<2>, bias: &Tensor<2>| {
+        Linear::new(weight.clone() * 0.2, Some(flat(bias) * 0.2))
+    };
+    let norm = LayerNorm::new(flat(&x[1]) + 1.0, flat(&x[2]), 1e-5);
+    (norm, [linear(&x[3], &x[4]), linear(&x[5], &x[6])])
+}
+
+#[test]
+fn halves_agree() {
+    const WIDTH: usize = 20;
+    for recompute in [false, true] {
+        // One sequence; few, of which all threads share one; and many rows, an empty sequence among them.
+        for lengths in [vec![9], vec![1, 7, 12], vec![40, 0, 90, 3, 60, 50, 1, 30, 33]] {
+            let spans = Spans::from_lengths(lengths.iter().copied());
+            for causal in [false, true] {
+                let shapes = half_shapes(spans.rows(), WIDTH, 3 * WIDTH, WIDTH);
+                check("attention half", &shapes, &|x| {
+                    let (norm, [in_proj, out_proj]) = half_layers(x);
+                    let block = AttentionBlock::new(norm, in_proj, out_proj, 2, causal);
+                    block.recomputed(recompute).forward(x[0].clone(), &spans)
+                });
+            }
+        }
+        for (rows, activation) in [(9, Activation::Gelu), (300, Activation::QuickGelu)] {
+            check("MLP half", &half_shapes(rows, WIDTH, 50, 50), &|x| {
+                let (norm, [c_fc, c_proj]) = half_layers(x);
+                Mlp { norm, c_fc, activation, c_proj, recompute }.forward(x[0].clone())
+            });
+        }
+    }
+}
+
 fn packed_mlp(mlp: Mlp, precision: Precision) -> Mlp {
     Mlp { c_fc: mlp.c_fc.packed(precision), c_proj: mlp.c_proj.packed(precision), ..mlp }
 }
@@ -162,6 +200,7 @@ fn packed_halves_agree() {
             c_fc: linear([100, WIDTH], 9),
             activation: Activation::QuickGelu,
             c_proj: linear([WIDTH, 100], 11),
+            recompute: false,
         };
         (attention, mlp)
     };

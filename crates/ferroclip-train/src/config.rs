@@ -181,6 +181,10 @@ pub struct RunSection {
     /// What the operands of the products of transformer blocks are rounded to, forward and backward.
     #[serde(default)]
     pub precision: TrainPrecision,
+    /// Transformer blocks keep nothing but their inputs for the backward pass and compute the rest
+    /// again: less memory, more time.
+    #[serde(default)]
+    pub recompute: bool,
     /// Of the initial weights, the order, captions and augmentation.
     #[serde(default)]
     pub seed: u64,

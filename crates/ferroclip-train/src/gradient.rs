@@ -17,6 +17,7 @@ use burn::tensor::TensorData;
 use ferroclip::{BatchStatistics, ImageTower, ModelConfig, Params, Precision, TextTower, Weights};
 use ferroclip_kernels::{Isa, contrastive_loss};
 use ferroclip_ops::unit_rows;
+use rayon::prelude::*;
 
 use crate::optimizer::Named;
 use crate::positives::positive_groups;
@@ -55,6 +56,9 @@ pub struct BatchOptions {
     pub batch_statistics: bool,
     /// What the operands of products are rounded to: f32 or bf16.
     pub precision: Precision,
+    /// Transformer blocks keep nothing but their inputs for the backward pass and compute the rest
+    /// again.
+    pub recompute: bool,
 }
 
 /// Both towers on one device.
@@ -97,14 +101,26 @@ impl Towers {
         };
         let [d_images, d_texts] = [d(&images, d_units[0]), d(&texts, d_units[1])];
         let surrogate = (images * d_images).sum() + (texts * d_texts).sum();
-        let gradients = self.params.gradients(&mut surrogate.backward());
-        for (name, gradient) in gradients {
-            match sum.get_mut(&name) {
-                Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g),
-                None => drop(sum.insert(name, gradient)),
+        // One after the other: those of a micro-batch and their sum are each as large as the model.
+        self.params.gradients(&mut surrogate.backward(), |name, len, gradient| {
+            match (sum.get_mut(name), gradient) {
+                (Some(sum), Some(gradient)) => add(sum, &gradient),
+                (Some(_), None) => {}
+                (None, gradient) => {
+                    sum.insert(name.to_owned(), gradient.unwrap_or_else(|| vec![0.0; len]));
+                }
             }
-        }
+        });
     }
+}
+
+/// Numbers that one task adds.
+const CHUNK: usize = 1 << 16;
+
+fn add(sum: &mut [f32], values: &[f32]) {
+    sum.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(sum, values)| {
+        sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+    });
 }
 
 /// The loss and the gradients of a batch; the weights stay as they are. `None` where `stop` was raised between micro-batches.
@@ -122,7 +138,8 @@ pub fn batch_gradient(
     let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
     // The weights are lent to the towers, not copied.
     let params = Params::from_weights(std::mem::take(weights), &Device::flex().autodiff());
-    let tracked = Towers::new(config, params.rounded(options.precision));
+    let tracked =
+        Towers::new(config, params.rounded(options.precision).recomputed(options.recompute));
     let found = gradient_of(config, &tracked, logit_scale, batch, options, stop);
     let Towers { params, image, text } = tracked;
     drop((image, text));

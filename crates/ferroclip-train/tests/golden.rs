@@ -17,6 +17,7 @@ const OPTIONS: BatchOptions = BatchOptions {
     multi_positive: true,
     batch_statistics: false,
     precision: Precision::F32,
+    recompute: false,
 };
 
 /// A Vision Transformer for ten steps.
@@ -245,13 +246,15 @@ fn micro_batches_do_not_change_the_gradients() {
     for keep in [None, Some((0..64).map(keep).collect::<Vec<Vec<usize>>>())] {
         whole.keep = keep;
         let stop = AtomicBool::new(false);
-        let gradient = |micro_batch| {
-            let options = BatchOptions { micro_batch, ..OPTIONS };
+        let gradient = |micro_batch, recompute| {
+            let options = BatchOptions { micro_batch, recompute, ..OPTIONS };
             batch_gradient(&config.model, &mut weights.clone(), &whole, options, &stop).unwrap()
         };
-        let at_once = gradient(64);
+        let at_once = gradient(64, false);
+        // The same sums of the same numbers.
+        assert_eq!(gradient(64, true).gradients, at_once.gradients);
         for micro_batch in [16, 24] {
-            let parts = gradient(micro_batch);
+            let parts = gradient(micro_batch, false);
             assert!((parts.loss / at_once.loss - 1.0).abs() < 1e-6);
             let worst = assert_gradients(&parts.gradients, &at_once.gradients, 1e-5);
             let scale = |found: &Named| f64::from(found["logit_scale"][0]);

@@ -258,6 +258,7 @@ pub struct Params {
     tensors: BTreeMap<String, ParamTensor>,
     device: Device,
     rounding: Precision,
+    recompute: bool,
 }
 
 impl Params {
@@ -273,7 +274,12 @@ impl Params {
             let tensor = ParamTensor::new(&name, weight, device);
             (name, tensor)
         });
-        Params { tensors: tensors.collect(), device: device.clone(), rounding: Precision::F32 }
+        Params {
+            tensors: tensors.collect(),
+            device: device.clone(),
+            rounding: Precision::F32,
+            recompute: false,
+        }
     }
 
     /// Where the tensors live.
@@ -313,18 +319,20 @@ impl Params {
         }
     }
 
-    /// The gradient of every parameter, with the elements in the checkpoint's order; zeros where
-    /// a parameter had no part in the loss.
-    pub fn gradients(&self, gradients: &mut Gradients) -> BTreeMap<String, Vec<f32>> {
-        let mut gradient = |tensor: &ParamTensor| match tensor {
-            ParamTensor::Rank1(x) => x.grad_remove(gradients).map(elements),
-            ParamTensor::Rank2(x) => x.grad_remove(gradients).map(elements),
-        };
-        let named = self.tensors.iter().map(|(name, tensor)| {
-            let values = gradient(tensor).unwrap_or_else(|| vec![0.0; tensor.len()]);
-            (name.clone(), values)
-        });
-        named.collect()
+    /// Takes the gradient of one parameter after the other, with the elements in the checkpoint's order;
+    /// `None` where a parameter had no part in the loss.
+    pub fn gradients(
+        &self,
+        gradients: &mut Gradients,
+        mut take: impl FnMut(&str, usize, Option<Vec<f32>>),
+    ) {
+        for (name, tensor) in &self.tensors {
+            let gradient = match tensor {
+                ParamTensor::Rank1(x) => x.grad_remove(gradients).map(elements),
+                ParamTensor::Rank2(x) => x.grad_remove(gradients).map(elements),
+            };
+            take(name, tensor.len(), gradient);
+        }
     }
 
     /// The same tensors without gradients; nothing is copied.
@@ -334,8 +342,7 @@ impl Params {
             ParamTensor::Rank2(x) => ParamTensor::Rank2(x.clone().inner()),
         };
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), inner(tensor)));
-        let (device, rounding) = (self.device.clone().inner(), self.rounding);
-        Params { tensors: tensors.collect(), device, rounding }
+        Params { tensors: tensors.collect(), device: self.device.clone().inner(), ..*self }
     }
 
     /// The parameters of towers whose layers round the operands of their products, forward and
@@ -346,6 +353,16 @@ impl Params {
 
     pub(crate) fn rounding(&self) -> Precision {
         self.rounding
+    }
+
+    /// The parameters of towers whose blocks keep nothing but their inputs for the backward pass and
+    /// compute the rest again: less memory, more time.
+    pub fn recomputed(self, recompute: bool) -> Params {
+        Params { recompute, ..self }
+    }
+
+    pub(crate) fn recomputes(&self) -> bool {
+        self.recompute
     }
 
     /// The tensors as numbers again, in the shapes of the checkpoint; on the CPU a tensor that nothing

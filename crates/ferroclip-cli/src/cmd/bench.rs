@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use ferroclip::{Clip, ModelFiles};
 use ferroclip_kernels::{Isa, fma_rate};
-use ferroclip_train::{Batch, StepBench};
+use ferroclip_train::{Batch, BatchOptions, StepBench};
 use serde_json::{Value, json};
 
 use self::inputs::{random_pixels, text_batches};
@@ -35,6 +35,12 @@ pub(crate) struct BenchArgs {
     /// them, one of `train` the next batch
     #[arg(long, value_name = "FILE")]
     texts: Option<String>,
+    /// Pairs of `train` in memory at a time, with the gradients of the whole batch [default: all]
+    #[arg(long, value_name = "N")]
+    micro_batch: Option<usize>,
+    /// Keep only the inputs of blocks for the backward pass of `train`, and compute the rest again
+    #[arg(long)]
+    recompute: bool,
     /// Run a round for each line of standard input, and print its figures as a line of JSON
     #[arg(long)]
     paced: bool,
@@ -97,6 +103,9 @@ fn check(args: &BenchArgs) -> Result<()> {
     if !(1..=65_536).contains(&args.batch) {
         return Err(Error::usage("`--batch` is out of range").hint("give 1 to 65536"));
     }
+    if args.micro_batch == Some(0) {
+        return Err(Error::usage("`--micro-batch` is out of range").hint("give 1 or more"));
+    }
     let int8 = matches!(args.model.compute.precision, PrecisionArg::Int8);
     if int8 && args.what.iter().any(|what| matches!(what, What::Train)) {
         return Err(Error::usage("int8 has no gradients").hint("train with `--precision bf16`"));
@@ -158,12 +167,19 @@ fn text_rounds(clip: &Clip, batches: Vec<Vec<Vec<u32>>>) -> impl FnMut() -> Roun
 }
 
 fn train_rounds(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() -> Round + use<>> {
-    let BenchArgs { batch, texts, model, .. } = args;
+    let BenchArgs { batch, texts, model, micro_batch, recompute, .. } = args;
     let (batch, batches) = (*batch, text_batches(clip, *batch, texts.as_deref())?);
     let ModelFiles { config, weights, .. } = model.files()?;
     let pixels = random_pixels(clip, batch);
-    let precision = model.compute.precision.precision();
-    let mut bench = StepBench::new(config.model, weights, precision);
+    let micro_batch = micro_batch.unwrap_or(batch);
+    let options = BatchOptions {
+        micro_batch,
+        multi_positive: true,
+        batch_statistics: micro_batch >= batch,
+        precision: model.compute.precision.precision(),
+        recompute: *recompute,
+    };
+    let mut bench = StepBench::new(config.model, weights, options);
     // A short last batch would be another amount of work.
     let mut texts: Vec<_> = batches.into_iter().filter(|texts| texts.len() == batch).collect();
     let mut batch = Batch { pixels, texts: Vec::new(), keep: None };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use ferroclip::{ModelConfig, ModelFiles, Precision, Weights, is_buffer};
+use ferroclip::{ModelConfig, ModelFiles, Weights, is_buffer};
 
 use crate::checkpoint::{Progress, RunState};
 use crate::config::{OptimizerSection, TrainConfig};
@@ -49,6 +49,7 @@ pub(super) fn step(
         multi_positive: run.multi_positive,
         batch_statistics: config.batch_statistics(&files.config.model),
         precision: run.precision.precision(),
+        recompute: run.recompute,
     };
     let found = batch_gradient(&files.config.model, &mut state.weights, batch, options, stop);
     let Some(mut found) = found else { return Ok(None) };
@@ -93,32 +94,25 @@ pub struct StepBench {
     weights: Weights,
     adam: AdamW,
     optimizer: OptimizerSection,
-    precision: Precision,
+    options: BatchOptions,
 }
 
 impl StepBench {
-    /// Steps from these weights with the defaults of a training file, but for the precision: f32 or
-    /// bf16.
-    pub fn new(config: ModelConfig, weights: Weights, precision: Precision) -> StepBench {
+    /// Steps from these weights with the defaults of a training file.
+    pub fn new(config: ModelConfig, weights: Weights, options: BatchOptions) -> StepBench {
         let optimizer = OptimizerSection::default();
         let sizes = weights.iter().map(|(name, tensor)| (name.as_str(), tensor.data.len()));
         let adam = AdamW::new(optimizer.constants(), sizes);
-        StepBench { config, weights, adam, optimizer, precision }
+        StepBench { config, weights, adam, optimizer, options }
     }
 
-    /// Forward, backward and AdamW, the whole batch at once; the loss before the step. `None` where
-    /// `stop` was raised, and then nothing has changed.
+    /// Forward, backward and AdamW; the loss before the step. `None` where `stop` was raised, and then
+    /// nothing has changed.
     ///
     /// # Panics
     /// As [`batch_gradient`].
     pub fn step(&mut self, batch: &Batch, stop: &AtomicBool) -> Option<f64> {
-        let options = BatchOptions {
-            micro_batch: batch.texts.len(),
-            multi_positive: true,
-            batch_statistics: true,
-            precision: self.precision,
-        };
-        let found = batch_gradient(&self.config, &mut self.weights, batch, options, stop)?;
+        let found = batch_gradient(&self.config, &mut self.weights, batch, self.options, stop)?;
         let OptimizerSection { lr, decay, .. } = self.optimizer;
         update(&mut self.weights, &mut self.adam, &found.gradients, lr, decay);
         Some(found.loss)

@@ -86,6 +86,8 @@ impl Block {
         let out_proj = packed(linear("attn.out_proj.weight", "attn.out_proj.bias"));
         let ln_1 = norm(params, &format!("{name}.ln_1"), config.eps);
         let attention = AttentionBlock::new(ln_1, in_proj, out_proj, config.heads, config.causal);
+        let recompute = params.recomputes();
+        let attention = attention.recomputed(recompute);
         let attention = match params.packing() {
             Some(precision) => attention.packed(precision, pooled),
             None => attention,
@@ -95,6 +97,7 @@ impl Block {
             c_fc: packed(linear("mlp.c_fc.weight", "mlp.c_fc.bias")),
             activation: config.activation,
             c_proj: packed(linear("mlp.c_proj.weight", "mlp.c_proj.bias")),
+            recompute,
         };
         Block { attention, mlp }
     }

@@ -32,6 +32,9 @@ pub(crate) trait Source {
 
     /// The precision that products round their operands to where weights are not packed.
     fn rounding(&self) -> Precision;
+
+    /// Whether blocks keep their inputs alone for the backward pass.
+    fn recomputes(&self) -> bool;
 }
 
 impl Source for Params {
@@ -53,6 +56,10 @@ impl Source for Params {
 
     fn rounding(&self) -> Precision {
         Params::rounding(self)
+    }
+
+    fn recomputes(&self) -> bool {
+        Params::recomputes(self)
     }
 }
 
@@ -130,5 +137,9 @@ impl Source for Loader<'_> {
 
     fn rounding(&self) -> Precision {
         Precision::F32
+    }
+
+    fn recomputes(&self) -> bool {
+        false
     }
 }
