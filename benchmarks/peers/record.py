@@ -76,6 +76,11 @@ def rows(name: str, case: dict) -> list:
     line, title = name.split(": ", 1)
     if "error" in case:
         return [f"| {line} | {title} | - | - | - | not measured: {case['error']} | {case['must']:g} |"]
+    if large := case.get("large_batch"):
+        parts = f"{large['s'] / large['batch'] * 1000:.0f} ms a pair, peak {large['mb'] / 1024:.1f} GiB"
+        cold = "" if large["warmed_up"] else "; without a warm-up step"
+        ratios = " and ".join(f"{ratio:.2f}" for ratio in large["ratios"])
+        return [f"| {line} | {title} | - | {parts} | - | time per pair over that of batch 64, measured before and after: {ratios}{cold} | {case['must']:g}; 8 GB |"]
     out = []
     for peer, found in case["peers"].items():
         note = "" if found.get("counts", True) else f"; does not count: cosine {found['cosine']:.4f}"

@@ -68,9 +68,11 @@ struct Round {
 
 pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     check(args)?;
-    let clip = args.model.open()?;
+    // A training step has weights of its own, and multiply-adds need none.
+    let embeds = args.what.iter().any(|what| matches!(what, What::Image | What::Text));
+    let clip = if embeds { Some(args.model.open()?) } else { None };
     if args.paced {
-        paced::run(&mut rounds(args.what[0], &clip, args)?)?;
+        paced::run(&mut rounds(args.what[0], clip.as_ref(), args)?)?;
         return Ok(Done::All);
     }
     let mut document = json!({
@@ -82,7 +84,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     });
     let mut rows = Vec::new();
     for &what in &args.what {
-        let Round { ms, per_s } = measure(&mut rounds(what, &clip, args)?)?;
+        let Round { ms, per_s } = measure(&mut rounds(what, clip.as_ref(), args)?)?;
         let name = name(what);
         document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
         let numbers = [args.batch.to_string(), format!("{per_s:.1}"), format!("{ms:.1}")];
@@ -135,23 +137,27 @@ fn heading(document: &Value) -> String {
     format!("model {model}, {isa}, {} threads, {}\n", field("threads"), field("precision"))
 }
 
-/// What is to be repeated.
+/// What is to be repeated; `clip` is there for the towers.
 fn rounds<'a>(
     what: What,
-    clip: &'a Clip,
+    clip: Option<&'a Clip>,
     args: &BenchArgs,
 ) -> Result<Box<dyn FnMut() -> Round + 'a>> {
     let BenchArgs { batch, texts, .. } = args;
-    Ok(match what {
-        What::Image => Box::new(image_rounds(clip, *batch)),
-        What::Text => Box::new(text_rounds(clip, text_batches(clip, *batch, texts.as_deref())?)),
-        What::Train => Box::new(train_rounds(clip, args)?),
-        What::Fma => Box::new(fma_round),
+    Ok(match (what, clip) {
+        (What::Image, Some(clip)) => Box::new(image_rounds(clip, *batch)),
+        (What::Text, Some(clip)) => {
+            let (model, tokenizer) = (&clip.config().model, clip.tokenizer());
+            Box::new(text_rounds(clip, text_batches(model, tokenizer, *batch, texts.as_deref())?))
+        }
+        (What::Image | What::Text, None) => unreachable!("opened for the towers"),
+        (What::Train, _) => Box::new(train_rounds(args)?),
+        (What::Fma, _) => Box::new(fma_round),
     })
 }
 
 fn image_rounds(clip: &Clip, batch: usize) -> impl FnMut() -> Round + '_ {
-    let pixels = random_pixels(clip, batch);
+    let pixels = random_pixels(&clip.config().model, batch);
     timed(batch, move || {
         // Reading the result waits for a device that computes on its own.
         let _ = clip.image_tower().forward(&pixels, batch).into_data();
@@ -166,11 +172,11 @@ fn text_rounds(clip: &Clip, batches: Vec<Vec<Vec<u32>>>) -> impl FnMut() -> Roun
     })
 }
 
-fn train_rounds(clip: &Clip, args: &BenchArgs) -> Result<impl FnMut() -> Round + use<>> {
+fn train_rounds(args: &BenchArgs) -> Result<impl FnMut() -> Round + use<>> {
     let BenchArgs { batch, texts, model, micro_batch, recompute, .. } = args;
-    let (batch, batches) = (*batch, text_batches(clip, *batch, texts.as_deref())?);
-    let ModelFiles { config, weights, .. } = model.files()?;
-    let pixels = random_pixels(clip, batch);
+    let (batch, ModelFiles { config, weights, tokenizer }) = (*batch, model.files()?);
+    let batches = text_batches(&config.model, &tokenizer, batch, texts.as_deref())?;
+    let pixels = random_pixels(&config.model, batch);
     let micro_batch = micro_batch.unwrap_or(batch);
     let options = BatchOptions {
         micro_batch,

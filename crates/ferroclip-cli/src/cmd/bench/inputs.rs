@@ -1,6 +1,6 @@
 //! What goes through the towers.
 
-use ferroclip::Clip;
+use ferroclip::{ModelConfig, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -10,18 +10,17 @@ use crate::inputs::read_texts;
 /// Tokens of a random text, start and end included.
 const TEXT_TOKENS: usize = 12;
 
-pub(super) fn random_pixels(clip: &Clip, batch: usize) -> Vec<f32> {
+pub(super) fn random_pixels(model: &ModelConfig, batch: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let n = batch * clip.config().model.vision_cfg.image_len();
+    let n = batch * model.vision_cfg.image_len();
     let number = |_| rng.next_u32() as f32 / u32::MAX as f32 * 4.0 - 2.0;
     (0..n).map(number).collect()
 }
 
-fn random_texts(clip: &Clip, batch: usize) -> Vec<Vec<u32>> {
+fn random_texts(model: &ModelConfig, tokenizer: &Tokenizer, batch: usize) -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let tokenizer = clip.tokenizer();
     let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
-    let n_words = TEXT_TOKENS.min(clip.config().model.text_cfg.context_length).saturating_sub(2);
+    let n_words = TEXT_TOKENS.min(model.text_cfg.context_length).saturating_sub(2);
     let mut text = |_| {
         let words = (0..n_words).map(|_| rng.next_u32() % start);
         std::iter::once(start).chain(words).chain([end]).collect()
@@ -32,18 +31,20 @@ fn random_texts(clip: &Clip, batch: usize) -> Vec<Vec<u32>> {
 /// The ids of the texts of a file in batches, the last one perhaps short; one batch of random texts
 /// without a file.
 pub(super) fn text_batches(
-    clip: &Clip,
+    model: &ModelConfig,
+    tokenizer: &Tokenizer,
     batch: usize,
     file: Option<&str>,
 ) -> Result<Vec<Vec<Vec<u32>>>> {
     let Some(file) = file else {
-        return Ok(vec![random_texts(clip, batch)]);
+        return Ok(vec![random_texts(model, tokenizer, batch)]);
     };
     let texts = read_texts(file, None)?;
     if texts.len() < batch {
         let message = format!("`{file}` holds {} texts, fewer than a batch", texts.len());
         return Err(Error::input(message).hint("give more texts, or a smaller `--batch`"));
     }
-    let ids: Vec<_> = texts.iter().map(|text| clip.tokenize(text).ids).collect();
+    let length = model.text_cfg.context_length;
+    let ids: Vec<_> = texts.iter().map(|text| tokenizer.tokenize(text, length).ids).collect();
     Ok(ids.chunks(batch).map(<[_]>::to_vec).collect())
 }
