@@ -21,8 +21,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 const PAIRS: usize = 6;
 
 /// Both sides compute in f32, but add in another order, and the exponentials of a device are its own.
-/// Through the few blocks of these models that moves an embedding by about 1e-6 of its norm, and a wrong
-/// operation by far more.
+/// The bound of the towers against open_clip; a wrong operation moves an embedding by far more.
 const EMBEDDINGS: f64 = 1e-5;
 /// Sums over all rows, backward through each norm: the bound that `golden.rs` has for PyTorch.
 const GRADIENTS: f64 = 1e-4;
