@@ -35,11 +35,10 @@ pub struct BatchNorm {
 impl BatchNorm {
     /// y by the running statistics, which are constants.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let operands = operands([input(&x), input(&self.gain), input(&self.bias)]);
-        let moments = Moments { mean: numbers(&self.mean), variance: numbers(&self.variance) };
-        let Some(operands) = operands else {
+        let Some(operands) = operands([input(&x), input(&self.gain), input(&self.bias)]) else {
             return self.portable(x, self.mean.clone(), self.variance.clone());
         };
+        let moments = Moments { mean: numbers(&self.mean), variance: numbers(&self.variance) };
         self.finish(operands, moments, true)
     }
 

@@ -135,9 +135,27 @@ pub fn batch_gradient(
     options: BatchOptions,
     stop: &AtomicBool,
 ) -> Option<BatchGradient> {
+    batch_gradient_on(&Device::flex(), config, weights, batch, options, stop)
+}
+
+/// As [`batch_gradient`], with the towers on this device; the loss is computed on the CPU.
+///
+/// # Panics
+/// As [`batch_gradient`]; also where the precision is not f32 on a device that is not the CPU, as
+/// nothing is rounded there.
+pub fn batch_gradient_on(
+    device: &Device,
+    config: &ModelConfig,
+    weights: &mut Weights,
+    batch: &Batch,
+    options: BatchOptions,
+    stop: &AtomicBool,
+) -> Option<BatchGradient> {
+    let rounds = *device == Device::flex() || options.precision == Precision::F32;
+    assert!(rounds, "{:?} on {device:?}, where products are f32", options.precision);
     let logit_scale = weights.get("logit_scale").expect("every model has one").data[0];
     // The weights are lent to the towers, not copied.
-    let params = Params::from_weights(std::mem::take(weights), &Device::flex().autodiff());
+    let params = Params::from_weights(std::mem::take(weights), &device.clone().autodiff());
     let tracked =
         Towers::new(config, params.rounded(options.precision).recomputed(options.recompute));
     let found = gradient_of(config, &tracked, logit_scale, batch, options, stop);

@@ -47,7 +47,7 @@ pub use eval::{
     ClassScore, EvalOptions, Pictures, Prediction, Recall, Retrieval, SetScore, ZeroShot,
     ZeroShotTask, embed_pictures, label_union, retrieval, zero_shot,
 };
-pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient};
+pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient, batch_gradient_on};
 pub use metrics::{StepMetrics, StepTime};
 pub use optimizer::{AdamW, Constants, Decay, Named, clamp_logit_scale};
 pub use positives::positive_groups;
