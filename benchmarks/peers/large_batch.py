@@ -25,7 +25,7 @@ SMALL = 64
 
 def steps(model: Path, texts: Path, args: argparse.Namespace, batch: int, rounds: int, log) -> dict:
     """Seconds of a step of this batch, the median of rounds, and the peak MB of the process."""
-    argv = [PROGRAM, "bench", "--paced", "--what", "train", "--batch", batch, "--micro-batch", min(batch, args.micro_batch_of(batch)),
+    argv = [PROGRAM, "bench", "--paced", "--what", "train", "--batch", batch, "--micro-batch", args.micro_batch_of(batch),
             "--threads", args.threads, "--precision", args.precision, "--model", model, "--texts", texts]
     begin = time.perf_counter()
     process = subprocess.Popen([str(arg) for arg in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
@@ -63,6 +63,7 @@ def main() -> None:
     args = parse()
     args.pairs = args.rounds
     bench = Bench(args)
+    bench.fma.close()
     model = bench.model("ViT-B-32", set())
     texts = inputs.captions(bench.work, lines.CAPTIONS)
     out = {"must": MUST, "run": bench.conditions()}

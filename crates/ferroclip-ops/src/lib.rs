@@ -22,6 +22,7 @@ mod mlp_half;
 mod rows;
 mod spans;
 mod threads;
+mod tokens;
 
 pub use activation::activation;
 pub use attention::{attention, attention_pooled};
@@ -33,6 +34,7 @@ pub use linear::{Linear, Projection};
 pub use maps::{add_rectified, avg_pool2, conv3x3};
 pub use rows::{Lead, embed_tokens, mean_rows, patch_rows, select_rows, unit_rows};
 pub use spans::Spans;
+pub use tokens::TokenTable;
 
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,9 @@
 use burn::prelude::*;
 use burn::tensor::{Int, TensorData};
 
-use crate::Spans;
+use crate::{Spans, TokenTable};
 
-fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+pub(crate) fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
     let values: Vec<i32> = values.into_iter().map(|i| i as i32).collect();
     let n = values.len();
     Tensor::from_data(TensorData::new(values, [n]), device)
@@ -20,16 +20,14 @@ fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1
 /// | `ids` | one for each row of `spans`, all below `vocab_size` |
 /// | result | `[rows, width]` |
 pub fn embed_tokens(
-    table: &Tensor<2>,
+    table: &TokenTable,
     positions: &Tensor<2>,
     ids: &[u32],
     spans: &Spans,
 ) -> Tensor<2> {
     assert_eq!(ids.len(), spans.rows(), "one id for each row");
-    let device = table.device();
-    let tokens = table.clone().select(0, indices(ids.iter().map(|&id| id as usize), &device));
     let places = spans.iter().flat_map(|rows| 0..rows.len());
-    tokens + positions.clone().select(0, indices(places, &device))
+    table.rows(ids) + positions.clone().select(0, indices(places, &positions.device()))
 }
 
 /// The row that stands before the patch rows of an image.

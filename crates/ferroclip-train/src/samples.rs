@@ -13,8 +13,9 @@ use crate::config::{TrainConfig, TrainData};
 use crate::error::TrainError;
 use crate::gradient::Batch;
 
-/// Batches that the workers may be ahead.
+/// Batches that the workers may be ahead, and pictures: those of two large batches would be gigabytes.
 const BATCHES_AHEAD: usize = 2;
+const PICTURES_AHEAD: usize = 1024;
 
 /// The training data of a run.
 #[derive(Debug)]
@@ -74,7 +75,7 @@ impl TrainSet {
             seed: config.run.seed,
             limits: config.limits(),
         };
-        let queue = BATCHES_AHEAD * config.run.batch_size;
+        let queue = (BATCHES_AHEAD * config.run.batch_size).min(PICTURES_AHEAD);
         let samples = map_ordered(order, config.threads(), queue, move |visit| maker.make(visit));
         let samples = samples.map_err(TrainError::io("start threads for", &config.run.out))?;
         Ok(Stream { samples, pipeline: model.preprocess.clone() })

@@ -242,11 +242,7 @@ fn a_step_of_a_resnet_by_the_batch_agrees() {
     check("resnet", vec![("loss".to_owned(), loss)], EMBEDDINGS);
     let seen = distances(&statistics(&found), &statistics(&expected));
     check("resnet, statistics", seen, EMBEDDINGS);
-    let [found, expected] = [found, expected].map(|side| {
-        Vec::from_iter(side.gradients)
-            .into_iter()
-            .flat_map(|(_, gradient)| gradient)
-            .collect::<Vec<f32>>()
-    });
+    let all = |side: BatchGradient| side.gradients.into_values().flatten().collect::<Vec<f32>>();
+    let [found, expected] = [found, expected].map(all);
     check("resnet, gradients", vec![("all".to_owned(), distance(&found, &expected))], GRADIENTS);
 }

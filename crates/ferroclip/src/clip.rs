@@ -95,8 +95,9 @@ impl Clip {
     ) -> Result<Clip, Error> {
         let config = Arc::new(config);
         let logit_scale = tensors.read("logit_scale")?.data[0];
-        let image = ImageEncoder::read(Arc::clone(&config), &mut tensors, precision)?;
-        let text = TextEncoder::read(config, tokenizer, &mut tensors, precision)?;
+        // The text tower first: its largest tensor leaves memory behind that the image tower takes.
+        let text = TextEncoder::read(Arc::clone(&config), tokenizer, &mut tensors, precision)?;
+        let image = ImageEncoder::read(config, &mut tensors, precision)?;
         Ok(Clip { image, text, logit_scale })
     }
 

@@ -1,7 +1,7 @@
 //! The text tower: a causal transformer.
 
 use burn::prelude::*;
-use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, embed_tokens};
+use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, TokenTable, embed_tokens};
 
 use super::block::{BlockConfig, Transformer, norm};
 use super::source::Source;
@@ -11,7 +11,7 @@ use crate::param::{Params, Weights};
 /// Token ids to embeddings.
 #[derive(Clone, Debug)]
 pub struct TextTower {
-    tokens: Tensor<2>,
+    tokens: TokenTable,
     positions: Tensor<2>,
     transformer: Transformer,
     ln_final: LayerNorm,
@@ -39,6 +39,12 @@ impl TextTower {
     }
 
     pub(crate) fn build(config: &ModelConfig, params: &dyn Source) -> Self {
+        // First: the memory that the largest tensor leaves behind is taken by the others.
+        let tokens = TokenTable::new(params.tensor2("token_embedding.weight"));
+        let tokens = match params.packing() {
+            Some(Precision::Bf16 | Precision::Int8) => tokens.rounded(),
+            Some(Precision::F32) | None => tokens,
+        };
         let mut projection = Projection::new(params.tensor2("text_projection"));
         if params.packing().is_some() {
             projection = projection.packed(Precision::F32);
@@ -51,7 +57,7 @@ impl TextTower {
             causal: true,
         };
         TextTower {
-            tokens: params.tensor2("token_embedding.weight"),
+            tokens,
             positions: params.tensor2("positional_embedding"),
             transformer: Transformer::new(params, "transformer", text.layers, blocks, true),
             ln_final: norm(params, "ln_final", text.norm_eps()),
@@ -95,7 +101,7 @@ impl TextTower {
     }
 
     fn check(&self, ids: &[u32], spans: &Spans) {
-        let (vocab_size, context_length) = (self.tokens.dims()[0], self.positions.dims()[0]);
+        let (vocab_size, context_length) = (self.tokens.vocab_size(), self.positions.dims()[0]);
         let longest = spans.longest();
         assert!(longest <= context_length, "a text of {longest} tokens, limit {context_length}");
         let known = ids.iter().all(|&id| (id as usize) < vocab_size);
