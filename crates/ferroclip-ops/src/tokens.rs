@@ -14,7 +14,7 @@ pub struct TokenTable(Table);
 
 #[derive(Clone, Debug)]
 enum Table {
-    Parameter(Tensor<2>),
+    Parameter(Box<Tensor<2>>),
     Rounded(Arc<Rounded>),
 }
 
@@ -27,7 +27,7 @@ struct Rounded {
 impl TokenTable {
     /// The table of this parameter.
     pub fn new(table: Tensor<2>) -> Self {
-        TokenTable(Table::Parameter(table))
+        TokenTable(Table::Parameter(Box::new(table)))
     }
 
     /// The table rounded to bf16, for inference on the CPU: it is most of a text tower's memory, and a
@@ -38,7 +38,7 @@ impl TokenTable {
     pub fn rounded(self) -> Self {
         let Table::Parameter(table) = self.0 else { return self };
         let width = table.dims()[1];
-        let table = Cpu::packed_operand(table);
+        let table = Cpu::packed_operand(*table);
         let elements = table.data().iter().map(|&x| bf16::from_f32(x)).collect();
         TokenTable(Table::Rounded(Arc::new(Rounded { elements, width })))
     }
@@ -55,7 +55,9 @@ impl TokenTable {
     pub(crate) fn rows(&self, ids: &[u32]) -> Tensor<2> {
         let ids = ids.iter().map(|&id| id as usize);
         match &self.0 {
-            Table::Parameter(table) => table.clone().select(0, indices(ids, &table.device())),
+            Table::Parameter(table) => {
+                Tensor::clone(table).select(0, indices(ids, &table.device()))
+            }
             Table::Rounded(table) => {
                 let Rounded { elements, width } = &**table;
                 let n = ids.len();
