@@ -45,22 +45,48 @@ fn forward_body<M: MulAdd>(kind: Activation, x: &[f32], y: &mut [f32]) {
     }
 }
 
+/// The activation of one number and its derivative there.
 #[inline(always)]
-fn backward_body<M: MulAdd>(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+fn with_slope<M: MulAdd>(kind: Activation, x: f32) -> [f32; 2] {
+    const DENSITY: f32 = 0.398_942_3;
     match kind {
         Activation::QuickGelu => {
-            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                let s = logistic::<M>(1.702 * x);
-                *dx = dy * (s + 1.702 * x * s * (1.0 - s));
-            }
+            let s = logistic::<M>(1.702 * x);
+            [x * s, s + 1.702 * x * s * (1.0 - s)]
         }
         Activation::Gelu => {
-            const DENSITY: f32 = 0.398_942_3;
-            for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                let density = DENSITY * exp::<M>(-0.5 * x * x);
-                *dx = dy * (normal_cdf::<M>(x) + x * density);
-            }
+            let cdf = normal_cdf::<M>(x);
+            [x * cdf, cdf + x * (DENSITY * exp::<M>(-0.5 * x * x))]
         }
+    }
+}
+
+#[inline(always)]
+fn backward_body<M: MulAdd>(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    let each = |kind: Activation, dx: &mut [f32]| {
+        for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+            *dx = dy * with_slope::<M>(kind, x)[1];
+        }
+    };
+    // Decided here, so that each loop is of one kind.
+    match kind {
+        Activation::QuickGelu => each(Activation::QuickGelu, dx),
+        Activation::Gelu => each(Activation::Gelu, dx),
+    }
+}
+
+#[inline(always)]
+fn both_body<M: MulAdd>(kind: Activation, x: &mut [f32], d: &mut [f32]) {
+    let each = |kind: Activation, x: &mut [f32], d: &mut [f32]| {
+        for (x, d) in x.iter_mut().zip(d) {
+            let [y, slope] = with_slope::<M>(kind, *x);
+            *x = y;
+            *d *= slope;
+        }
+    };
+    match kind {
+        Activation::QuickGelu => each(Activation::QuickGelu, x, d),
+        Activation::Gelu => each(Activation::Gelu, x, d),
     }
 }
 
@@ -71,6 +97,10 @@ dispatch! {
 dispatch! {
     /// `dx = dy * act'(x)`, elementwise over slices of equal length.
     pub fn activation_backward(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f32]) = backward_body
+}
+dispatch! {
+    /// In place: `x` becomes act(x), and `d`, a gradient of act(x), that of `x`.
+    pub fn activation_and_backward(kind: Activation, x: &mut [f32], d: &mut [f32]) = both_body
 }
 
 #[cfg(test)]
@@ -101,6 +131,9 @@ mod tests {
                     let (mut y, mut dx) = (vec![0.0; n], vec![0.0; n]);
                     activation(isa, kind, &x, &mut y);
                     activation_backward(isa, kind, &x, &vec![2.0; n], &mut dx);
+                    let (mut in_place, mut d) = (x.clone(), vec![2.0; n]);
+                    activation_and_backward(isa, kind, &mut in_place, &mut d);
+                    assert_eq!([&in_place, &d], [&y, &dx]);
                     for i in 0..n {
                         let at = f64::from(x[i]);
                         let slope =

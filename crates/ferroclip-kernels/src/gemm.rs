@@ -116,8 +116,9 @@ pub fn gemm(
     let split = m < threads * MIN_SHARE;
     let tasks = if split { 1 } else { m.div_ceil(TASK_ROWS).next_multiple_of(threads) };
     let chunk = m.div_ceil(tasks);
-    for k0 in (0..k).step_by(SLAB) {
-        let depth = SLAB.min(k - k0);
+    let slab = slab_of(k);
+    for k0 in (0..k).step_by(slab) {
+        let depth = slab.min(k - k0);
         scratch.columns.repack([n, depth], b.from(k0, 0).transposed());
         let columns = &scratch.columns;
         let (bias, finish) = onto.finish(k0);
@@ -150,8 +151,9 @@ pub fn gemm_serial(
         begin(m, n, c, ldc, onto);
     }
     let Scratch { rows, columns } = scratch;
-    for k0 in (0..k).step_by(SLAB) {
-        let depth = SLAB.min(k - k0);
+    let slab = slab_of(k);
+    for k0 in (0..k).step_by(slab) {
+        let depth = slab.min(k - k0);
         columns.repack([n, depth], b.from(k0, 0).transposed());
         rows.fill_matrix(columns.isa(), columns.precision(), [m, depth], a.from(0, k0));
         let (bias, finish) = onto.finish(k0);
@@ -169,6 +171,11 @@ fn check([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: &[f32], ldc: usize) {
             assert!(last(k, n, &b) < b.data.len(), "B is too short");
         }
     }
+}
+
+/// Length of the slabs that cover `k`: all but the same, as a short one costs a pass over C, too.
+fn slab_of(k: usize) -> usize {
+    k.div_ceil(k.div_ceil(SLAB).max(1)).max(1)
 }
 
 /// A product of no terms.

@@ -20,7 +20,7 @@ mod math;
 mod packed;
 pub mod resample;
 
-pub use activation::{Activation, activation, activation_backward};
+pub use activation::{Activation, activation, activation_and_backward, activation_backward};
 #[cfg(feature = "mimalloc")]
 pub use allocator::keep_freed_memory;
 pub use attention::{

@@ -15,8 +15,9 @@ use ferroclip_kernels::{
 
 use crate::block::{mix, rows_of};
 use crate::cpu::Cpu;
-use crate::engine::{Memory, Task, parts, run, span_tasks};
+use crate::engine::{Memory, TRAINING_TASK_ROWS, Task, parts, run, span_tasks};
 use crate::half::{Half, INPUTS};
+use crate::threads::zeros;
 use crate::{AttentionBlock, Spans};
 
 /// What the backward pass needs.
@@ -36,10 +37,10 @@ pub(crate) fn forward(block: &AttentionBlock, x: &Tensor<2>, spans: &Spans) -> O
     assert_eq!(n, spans.rows(), "rows of x and of spans");
     let keep = operands.is_tracked() && !block.recompute;
     let (in_proj, out_proj) = (half.first.packed(), half.second.packed());
-    let mut y = vec![0.0; n * width];
+    let mut y = zeros(n * width);
     let kept_rows = if keep { n } else { 0 };
-    let (mut qkv, mut mixed) = (vec![0.0; kept_rows * 3 * width], vec![0.0; kept_rows * width]);
-    let tasks = span_tasks(spans, rayon::current_num_threads());
+    let (mut qkv, mut mixed) = (zeros(kept_rows * 3 * width), zeros(kept_rows * width));
+    let tasks = span_tasks(spans, rayon::current_num_threads(), TRAINING_TASK_ROWS);
     let length = |task: &Task| rows_of(spans, task) * width;
     let kept = |times: usize| move |task: &Task| if keep { times * length(task) } else { 0 };
     let ys = parts(&tasks, &mut y, length).into_iter();
@@ -85,8 +86,8 @@ impl Backward<Flex, INPUTS> for AttentionBackward {
         let n = spans.rows();
         let [qkv, mixed] = kept.unwrap_or_else(|| again(&half, shape, &spans));
         let back = [half.first.packed_transposed(), half.second.packed_transposed()];
-        let (mut d_qkv, mut d_norm) = (vec![0.0; n * 3 * width], vec![0.0; n * width]);
-        let tasks = span_tasks(&spans, rayon::current_num_threads());
+        let (mut d_qkv, mut d_norm) = (zeros(n * 3 * width), zeros(n * width));
+        let tasks = span_tasks(&spans, rayon::current_num_threads(), TRAINING_TASK_ROWS);
         let length = |task: &Task| rows_of(&spans, task) * width;
         let d_qkvs = parts(&tasks, &mut d_qkv, |task| 3 * length(task)).into_iter();
         let d_norms = parts(&tasks, &mut d_norm, length);
@@ -111,8 +112,8 @@ impl Backward<Flex, INPUTS> for AttentionBackward {
 /// Queries, keys and values, and the mixed rows, as the forward pass had them.
 fn again(half: &Half, shape: AttentionShape, spans: &Spans) -> [Cpu; 2] {
     let (n, width, in_proj) = (spans.rows(), half.first.inputs, half.first.packed());
-    let (mut qkv, mut mixed) = (vec![0.0; n * 3 * width], vec![0.0; n * width]);
-    let tasks = span_tasks(spans, rayon::current_num_threads());
+    let (mut qkv, mut mixed) = (zeros(n * 3 * width), zeros(n * width));
+    let tasks = span_tasks(spans, rayon::current_num_threads(), TRAINING_TASK_ROWS);
     let length = |task: &Task| rows_of(spans, task) * width;
     let qkvs = parts(&tasks, &mut qkv, |task| 3 * length(task)).into_iter();
     let mixeds = parts(&tasks, &mut mixed, length);

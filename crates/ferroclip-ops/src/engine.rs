@@ -10,7 +10,10 @@ use crate::Spans;
 
 /// Rows that go through an operation together on one core: their values stay in its second-level
 /// cache, and the weights are read once for all of them.
-const TASK_ROWS: usize = 128;
+pub(crate) const TASK_ROWS: usize = 128;
+/// The same in training, where what lies between the products is written to memory anyway: smaller
+/// tasks leave less to wait for at the end.
+pub(crate) const TRAINING_TASK_ROWS: usize = 64;
 /// A core's share of rows below which all cores work on one product together instead.
 const MIN_SHARE: usize = 24;
 
@@ -23,16 +26,16 @@ pub(crate) struct Task {
     pub(crate) split: bool,
 }
 
-/// Whole sequences for each task; what is left over when the cores have equally many is for all of
-/// them together.
-pub(crate) fn span_tasks(spans: &Spans, threads: usize) -> Vec<Task> {
+/// Whole sequences, about `task_rows` rows, for each task; what is left over when the cores have
+/// equally many is for all of them together.
+pub(crate) fn span_tasks(spans: &Spans, threads: usize, task_rows: usize) -> Vec<Task> {
     let count = spans.count();
     // With many sequences to a core an unequal number costs less than working together.
     let even = if count < 4 * threads { count - count % threads } else { count };
     let rows = spans.offsets()[even];
     let mut tasks = Vec::new();
     if rows > 0 {
-        let wanted = rows.div_ceil(TASK_ROWS).next_multiple_of(threads).min(even);
+        let wanted = rows.div_ceil(task_rows).next_multiple_of(threads).min(even);
         let mut start = 0;
         for i in 1..=wanted {
             let target = rows * i / wanted;
@@ -54,12 +57,12 @@ pub(crate) fn span_tasks(spans: &Spans, threads: usize) -> Vec<Task> {
     tasks
 }
 
-/// Any rows for each task.
-pub(crate) fn row_tasks(rows: usize, threads: usize) -> Vec<Task> {
+/// About `task_rows` rows for each task.
+pub(crate) fn row_tasks(rows: usize, threads: usize, task_rows: usize) -> Vec<Task> {
     if threads > 1 && rows < threads * MIN_SHARE {
         return vec![Task { range: 0..rows, split: true }];
     }
-    let wanted = rows.div_ceil(TASK_ROWS).next_multiple_of(threads).min(rows).max(1);
+    let wanted = rows.div_ceil(task_rows).next_multiple_of(threads).min(rows).max(1);
     let cut = |i: usize| rows * i / wanted;
     (0..wanted).map(|i| Task { range: cut(i)..cut(i + 1), split: false }).collect()
 }
@@ -143,24 +146,24 @@ mod tests {
     fn tasks_cover_everything_once() {
         for threads in [1, 2, 3, 8] {
             for rows in [0, 1, 50, 127, 1600] {
-                assert_eq!(covered(&row_tasks(rows, threads)), rows);
+                assert_eq!(covered(&row_tasks(rows, threads, TASK_ROWS)), rows);
             }
             for count in [0, 1, 2, 3, 7, 32, 33] {
                 for length in [0, 1, 14, 50, 257] {
-                    let tasks = span_tasks(&Spans::uniform(count, length), threads);
+                    let tasks = span_tasks(&Spans::uniform(count, length), threads, TASK_ROWS);
                     assert_eq!(covered(&tasks), count, "{count} of {length}, {threads} threads");
                 }
             }
             let ragged = Spans::from_lengths([3, 77, 0, 5, 200, 1, 9, 30, 14]);
-            assert_eq!(covered(&span_tasks(&ragged, threads)), 9);
+            assert_eq!(covered(&span_tasks(&ragged, threads, TASK_ROWS)), 9);
         }
     }
 
     #[test]
     fn one_sequence_is_for_all_cores() {
-        assert!(span_tasks(&Spans::uniform(1, 50), 2)[0].split);
-        assert!(!span_tasks(&Spans::uniform(2, 50), 2)[0].split);
-        let three = span_tasks(&Spans::uniform(3, 50), 2);
+        assert!(span_tasks(&Spans::uniform(1, 50), 2, TASK_ROWS)[0].split);
+        assert!(!span_tasks(&Spans::uniform(2, 50), 2, TASK_ROWS)[0].split);
+        let three = span_tasks(&Spans::uniform(3, 50), 2, TASK_ROWS);
         assert_eq!(three.iter().map(|task| task.split).collect::<Vec<_>>(), [false, false, true]);
     }
 }

@@ -23,7 +23,7 @@ use ferroclip_kernels::{Isa, Matrix, Onto, PackedWeights, Precision, gemm};
 use crate::cpu::{Cpu, Operands, input, operands};
 use crate::layer_norm::NormValues;
 use crate::linear::Packed;
-use crate::threads::{column_sums, in_chunks, in_rows};
+use crate::threads::{column_sums, in_chunks, in_rows, zeros};
 use crate::{LayerNorm, Linear};
 
 /// `x`, gain, bias, W1, b1, W2, b2.
@@ -108,7 +108,7 @@ impl Half {
         let [x_node, gain_node, shift_node, w1, b1, w2, b2] = nodes;
         second.register(grads, [w2, b2], between.data(), dy);
         drop(between);
-        let mut normed = vec![0.0; x.len()];
+        let mut normed = zeros(x.len());
         in_rows(&mut normed, width, |row, y| norm.apply(&x[row * width..][..y.len()], y));
         first.register(grads, [w1, b1], &normed, d_first);
         let mut dx = normed;
@@ -146,7 +146,7 @@ impl Layer {
     ) {
         let Layer { inputs, outputs, precision, .. } = *self;
         give(grads, weight, || {
-            let mut dw = vec![0.0; outputs * inputs];
+            let mut dw = zeros(outputs * inputs);
             let (x, dy) = (Matrix::rows(x, inputs), Matrix::rows(dy, outputs).transposed());
             let dims = [outputs, inputs, dy.data.len() / outputs];
             gemm(Isa::active(), precision, dims, dy, x, &mut dw, inputs, Onto::Nothing);

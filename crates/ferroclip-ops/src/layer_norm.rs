@@ -14,7 +14,7 @@ use ferroclip_kernels::{Isa, PackedRows, layer_norm_backward};
 
 use crate::cpu::{Cpu, input, operands};
 use crate::linear::Packed;
-use crate::threads::{in_rows, row_sums};
+use crate::threads::{in_rows, row_sums, zeros};
 
 /// A layer norm with its parameters.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ pub fn layer_norm(x: Tensor<2>, gain: &Tensor<1>, bias: &Tensor<1>, eps: f64) ->
     };
     let [x, gain, bias] = operands.values.each_ref().map(Cpu::clone);
     let norm = NormValues { gain, bias, eps: eps as f32 };
-    let mut y = vec![0.0; x.data().len()];
+    let mut y = zeros(x.data().len());
     in_rows(&mut y, width, |row, y| norm.apply(&x.data()[row * width..][..y.len()], y));
     operands.finish(Cpu::from_vec(y, &shape), LayerNormBackward, (x, norm, shape))
 }
@@ -112,7 +112,7 @@ impl Backward<Flex, 3> for LayerNormBackward {
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = Cpu::gradient(grads.consume::<Flex>(&ops.node));
         let (x, norm, shape @ [_, width]) = ops.state;
-        let mut dx = vec![0.0; x.data().len()];
+        let mut dx = zeros(x.data().len());
         let [dgain, dbias] = norm.backward(x.data(), dy.data(), &mut dx);
         let [x_node, gain_node, bias_node] = ops.parents;
         for (node, values, shape) in [

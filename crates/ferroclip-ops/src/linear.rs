@@ -20,8 +20,8 @@ use ferroclip_kernels::{
 };
 
 use crate::cpu::{Cpu, input, operands};
-use crate::engine::{Memory, Task, parts, row_tasks, run};
-use crate::threads::column_sums;
+use crate::engine::{Memory, TASK_ROWS, Task, parts, row_tasks, run};
+use crate::threads::{column_sums, zeros};
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
 #[derive(Clone, Debug)]
@@ -71,8 +71,8 @@ impl Packed {
         let ([n, width], outputs) = (x.dims(), self.weights.outputs());
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
         let x = Cpu::packed_operand(x);
-        let mut y = vec![0.0; n * outputs];
-        let tasks = row_tasks(n, rayon::current_num_threads());
+        let mut y = zeros(n * outputs);
+        let tasks = row_tasks(n, rayon::current_num_threads(), TASK_ROWS);
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
             let x = &x.data()[task.range.start * width..task.range.end * width];
@@ -238,7 +238,7 @@ fn with_bias(
         return x.matmul(weight.clone().transpose()) + bias.clone().unsqueeze::<2>();
     };
     let [x, weight, bias] = &operands.values;
-    let mut y = vec![0.0; rows * outputs];
+    let mut y = zeros(rows * outputs);
     let onto = Onto::Bias(bias.data());
     let w = Matrix::rows(weight.data(), inputs).transposed();
     let x_rows = Matrix::rows(x.data(), inputs);
@@ -261,7 +261,7 @@ fn product(x: Tensor<2>, weight: &Tensor<2>, transposed: bool, precision: Precis
         return x.matmul(if transposed { weight.transpose() } else { weight });
     };
     let [x, weight] = &operands.values;
-    let mut y = vec![0.0; rows * product.outputs];
+    let mut y = zeros(rows * product.outputs);
     let x_rows = Matrix::rows(x.data(), inputs);
     let dims = [rows, product.outputs, inputs];
     gemm(
@@ -300,7 +300,7 @@ impl Product {
 
     /// dx = dy W.
     fn dx(&self, dy: &[f32], weight: &[f32]) -> Cpu {
-        let mut dx = vec![0.0; self.rows * self.inputs];
+        let mut dx = zeros(self.rows * self.inputs);
         let w = self.weight(weight).transposed();
         let dims = [self.rows, self.inputs, self.outputs];
         gemm(
@@ -318,7 +318,7 @@ impl Product {
 
     /// dW, in the weight's own layout.
     fn dweight(&self, x: &[f32], dy: &[f32]) -> Cpu {
-        let mut dw = vec![0.0; self.inputs * self.outputs];
+        let mut dw = zeros(self.inputs * self.outputs);
         let (x, dy) = (Matrix::rows(x, self.inputs), Matrix::rows(dy, self.outputs));
         if self.transposed {
             let dims = [self.outputs, self.inputs, self.rows];

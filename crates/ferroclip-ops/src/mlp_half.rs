@@ -13,13 +13,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
 use ferroclip_kernels::{
-    Activation, Finish, Isa, Matrix, activation, activation_backward, multiply,
+    Activation, Finish, Isa, Matrix, activation, activation_and_backward, multiply,
 };
 
 use crate::Mlp;
 use crate::cpu::Cpu;
-use crate::engine::{Memory, Task, parts, row_tasks, run};
+use crate::engine::{Memory, TRAINING_TASK_ROWS, Task, parts, row_tasks, run};
 use crate::half::{Half, INPUTS};
+use crate::threads::zeros;
 
 /// The half, or `None` where its inputs are not for the fast path.
 pub(crate) fn forward(mlp: &Mlp, x: &Tensor<2>) -> Option<Tensor<2>> {
@@ -27,9 +28,9 @@ pub(crate) fn forward(mlp: &Mlp, x: &Tensor<2>) -> Option<Tensor<2>> {
     let ([n, width], inner, kind) = (x.dims(), half.first.outputs, mlp.activation);
     let keep = operands.is_tracked() && !mlp.recompute;
     let (c_fc, c_proj) = (half.first.packed(), half.second.packed());
-    let mut y = vec![0.0; n * width];
-    let mut hidden = vec![0.0; if keep { n * inner } else { 0 }];
-    let tasks = row_tasks(n, rayon::current_num_threads());
+    let mut y = zeros(n * width);
+    let mut hidden = zeros(if keep { n * inner } else { 0 });
+    let tasks = row_tasks(n, rayon::current_num_threads(), TRAINING_TASK_ROWS);
     let ys = parts(&tasks, &mut y, |task| task.range.len() * width);
     let hiddens =
         parts(&tasks, &mut hidden, |task| if keep { task.range.len() * inner } else { 0 });
@@ -65,38 +66,30 @@ impl Backward<Flex, INPUTS> for MlpBackward {
         let n = dy.data().len() / width;
         let back = [half.first.packed_transposed(), half.second.packed_transposed()];
         let c_fc = hidden.is_none().then(|| half.first.packed());
-        let [mut activated, mut d_hidden] = [vec![0.0; n * inner], vec![0.0; n * inner]];
-        let mut d_norm = vec![0.0; n * width];
-        let tasks = row_tasks(n, rayon::current_num_threads());
+        // The hidden rows, which become activated in place.
+        let mut wide = hidden.unwrap_or_else(|| Cpu::from_vec(zeros(n * inner), &[n, inner]));
+        let (mut d_hidden, mut d_norm) = (zeros(n * inner), zeros(n * width));
+        let tasks = row_tasks(n, rayon::current_num_threads(), TRAINING_TASK_ROWS);
         let inners = |out| parts(&tasks, out, |task| task.range.len() * inner);
-        let wides = inners(&mut activated).into_iter().zip(inners(&mut d_hidden));
+        let wides = inners(wide.data_mut()).into_iter().zip(inners(&mut d_hidden));
         let d_norms = parts(&tasks, &mut d_norm, |task| task.range.len() * width);
-        run(&tasks, wides.zip(d_norms), |memory, task, ((activated, d_hidden), d_norm)| {
-            let Memory { rows, wide, mixed, .. } = memory;
+        run(&tasks, wides.zip(d_norms), |memory, task, ((wide, d_hidden), d_norm)| {
+            let Memory { rows, .. } = memory;
             let held = task.range.len();
-            let hidden: &[f32] = match (&hidden, &c_fc) {
-                (Some(hidden), _) => rows_of(hidden, task, inner),
-                (None, Some(c_fc)) => {
-                    let hidden = sized(mixed, held * inner);
-                    half.norm.fill(rows, c_fc, rows_of(&half.x, task, width));
-                    c_fc.multiply(rows, Finish::Store, hidden, task.split);
-                    hidden
-                }
-                (None, None) => unreachable!("packed where nothing was kept"),
-            };
-            let d_activated = sized(wide, held * inner);
+            if let Some(c_fc) = &c_fc {
+                half.norm.fill(rows, c_fc, rows_of(&half.x, task, width));
+                c_fc.multiply(rows, Finish::Store, wide, task.split);
+            }
             let dy = Matrix::rows(rows_of(&dy, task, width), width);
             rows.fill_matrix(isa, half.second.precision, [held, width], dy);
-            multiply(&back[1], rows, None, Finish::Store, d_activated, inner, task.split);
-            activation(isa, kind, hidden, activated);
-            activation_backward(isa, kind, hidden, d_activated, d_hidden);
+            multiply(&back[1], rows, None, Finish::Store, d_hidden, inner, task.split);
+            activation_and_backward(isa, kind, wide, d_hidden);
             let d_hidden = Matrix::rows(d_hidden, inner);
             rows.fill_matrix(isa, half.first.precision, [held, inner], d_hidden);
             multiply(&back[0], rows, None, Finish::Store, d_norm, width, task.split);
         });
-        drop((hidden, back, c_fc));
-        let activated = Cpu::from_vec(activated, &[n, inner]);
-        half.register(grads, nodes, activated, &d_hidden, d_norm, dy.data());
+        drop((back, c_fc));
+        half.register(grads, nodes, wide, &d_hidden, d_norm, dy.data());
     }
 }
 

@@ -5,6 +5,16 @@ use rayon::prelude::*;
 /// Elements that one task takes: enough to hide the cost of handing it over.
 const CHUNK: usize = 1 << 14;
 
+/// Numbers that one task zeroes.
+const ZEROS: usize = 1 << 18;
+
+/// Zeros, written by all threads: the pages of a large result are new to the caches, or to the process.
+pub(crate) fn zeros(n: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    rayon::iter::repeat_n(0.0, n).with_min_len(ZEROS).collect_into_vec(&mut out);
+    out
+}
+
 /// Calls `f(start, chunk)` for consecutive chunks of `out`, in parallel.
 pub(crate) fn in_chunks(out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
     let chunks = out.par_chunks_mut(CHUNK).enumerate();

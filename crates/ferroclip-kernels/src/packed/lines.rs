@@ -1,5 +1,7 @@
 //! Memory in whole cache lines.
 
+use rayon::prelude::*;
+
 /// Sixteen groups: one cache line.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C, align(64))]
@@ -9,11 +11,20 @@ struct Line([u32; 16]);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lines(Vec<Line>);
 
+/// Lines that one task zeroes.
+const ZEROS: usize = 1 << 14;
+
 impl Lines {
-    /// At least `n` groups; what they hold is left as it is or zero.
+    /// At least `n` groups; what they hold is left as it is, or all are zero.
     pub(super) fn reserve(&mut self, n: usize) {
-        if self.0.len() * 16 < n {
-            self.0.resize(n.div_ceil(16), Line::default());
+        let lines = n.div_ceil(16);
+        match lines > self.0.len() {
+            true if lines > ZEROS => {
+                let zeros = rayon::iter::repeat_n(Line::default(), lines).with_min_len(ZEROS);
+                zeros.collect_into_vec(&mut self.0);
+            }
+            true => self.0.resize(lines, Line::default()),
+            false => {}
         }
     }
 
