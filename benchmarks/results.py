@@ -45,7 +45,7 @@ def examples() -> str:
     # A file name cannot hold a colon.
     right = sum(Path(i["path"]).name.startswith(i["scores"][0]["label"].replace(":", "")) for i in found["images"])
     print(f"the first command took {seconds:.2f} s")
-    return f"| the first command: 12 pictures, 40 labels | {right} of 12 right |"
+    return f"| the first command: 12 pictures, 40 labels | {right} of 12 right | | | |"
 
 
 def among_all(name: str, path: str, column: str, filters: list) -> str:
@@ -59,9 +59,14 @@ def among_all(name: str, path: str, column: str, filters: list) -> str:
 
 def held_out(name: str, path: str, column: str, filters: list, *more: str) -> str:
     args = [arg for row_filter in filters for arg in ("--filter", row_filter)] + list(more)
-    found = run("eval", "zero-shot", "--data", path, "--label-column", column, *args)
-    top1, top5 = 100 * found["top1"], 100 * found["top5"]
-    return f"| {name}: {found['n']} pictures, {found['n_labels']} labels | top-1 {top1:.1f} %, top-5 {top5:.1f} % |"
+    found = {
+        precision: run("eval", "zero-shot", "--data", path, "--label-column", column, "--precision", precision, *args)
+        for precision in ("f32", "bf16", "int8")
+    }
+    f32 = found["f32"]
+    scores = [f32["top5"], *(each["top1"] for each in found.values())]
+    cells = " | ".join(f"{100 * score:.1f} %" for score in scores)
+    return f"| {name}: {f32['n']} pictures, {f32['n_labels']} labels | {cells} |"
 
 
 def replace(path: Path, table: str, name: str = "results") -> tuple[str, str]:
@@ -79,7 +84,7 @@ def main() -> int:
     check = parser.parse_args().check
     rows = [examples()] + [held_out(*each) for each in SETS]
     rows.insert(3, among_all("the same among all labels", "data/emoji_train.zip", "label", THINGS))
-    table = "\n".join(["| draw-mini, zero-shot | |", "|---|---|", *rows]) + "\n"
+    table = "\n".join(["| draw-mini, zero-shot | top-5 | top-1 | top-1 in bf16 | top-1 in int8 |", "|---|---|---|---|---|", *rows]) + "\n"
     print(table, end="")
     stale = False
     for path in (ROOT / "README.md", ROOT / "models/draw-mini/README.md"):

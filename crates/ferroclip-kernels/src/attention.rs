@@ -7,6 +7,7 @@
 //!
 //! P is formed for one head of one span at a time and formed again in the backward pass, so no
 //! batch's score matrix is ever held. Spans run in parallel; each is computed by one thread.
+//! A [`Prefix`] stands before the keys and values of every span, and every row sees all of it.
 //! The pooled form has one query for each span, which sees all of the span's rows.
 
 use rayon::prelude::*;
@@ -39,6 +40,31 @@ impl AttentionShape {
     }
 }
 
+/// Keys and values that all spans have before their own, `[rows, width]` each; none by default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Prefix<'a> {
+    /// The keys.
+    pub keys: &'a [f32],
+    /// The values.
+    pub values: &'a [f32],
+}
+
+impl Prefix<'_> {
+    fn rows(&self, shape: AttentionShape) -> usize {
+        assert_eq!(self.keys.len(), self.values.len(), "keys and values of a prefix");
+        self.keys.len() / shape.width()
+    }
+
+    /// Keys and values of one head.
+    fn head(&self, shape: AttentionShape, head: usize) -> [Matrix<'_>; 2] {
+        let columns = head * shape.head_width;
+        [self.keys, self.values].map(|x| Matrix::rows(&x[columns.min(x.len())..], shape.width()))
+    }
+}
+
+/// Spans whose gradients of a prefix are added up before those of others are.
+const PREFIX_SPANS: usize = 16;
+
 /// Memory of one thread, reused between calls.
 #[derive(Debug)]
 pub struct AttentionScratch {
@@ -67,7 +93,14 @@ fn split<'a>(mut x: &'a mut [f32], offsets: &[usize], width: usize) -> Vec<&'a m
 }
 
 /// `out` (`[rows, width]`) from `qkv` (`[rows, 3 width]`), span by span of `offsets`.
-pub fn attention(isa: Isa, shape: AttentionShape, offsets: &[usize], qkv: &[f32], out: &mut [f32]) {
+pub fn attention(
+    isa: Isa,
+    shape: AttentionShape,
+    offsets: &[usize],
+    qkv: &[f32],
+    prefix: Prefix,
+    out: &mut [f32],
+) {
     let width = shape.width();
     let outs = split(out, offsets, width);
     let scratch = || AttentionScratch::new(isa);
@@ -75,18 +108,23 @@ pub fn attention(isa: Isa, shape: AttentionShape, offsets: &[usize], qkv: &[f32]
         let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
         for head in 0..if out.is_empty() { 0 } else { shape.heads } {
             let out = &mut out[head * shape.head_width..];
-            attend(isa, shape, head, qkv, out, width, scratch);
+            attend(isa, shape, head, qkv, prefix, out, width, scratch);
         }
     });
 }
 
 /// One head of one span: `qkv` holds the rows of the span, `[rows, 3 width]`; row `i` of the result is
 /// the first `head_width` elements of `out[i * ld..]`. On the calling thread.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one head: its inputs, its output, and where it lies"
+)]
 pub fn attend(
     isa: Isa,
     shape: AttentionShape,
     head: usize,
     qkv: &[f32],
+    prefix: Prefix,
     out: &mut [f32],
     ld: usize,
     scratch: &mut AttentionScratch,
@@ -95,44 +133,71 @@ pub fn attend(
     if n == 0 {
         return;
     }
-    probabilities(isa, shape, qkv, n, head, scratch);
+    let before = prefix.rows(shape);
+    probabilities(isa, shape, qkv, prefix, n, head, scratch);
     let AttentionScratch { p, gemm, .. } = scratch;
+    let [of_prefix, own] = columns(p, before, n);
     let v = part(qkv, shape, head, 2);
-    gemm_serial([n, d, n], Matrix::rows(p, n), v, out, ld, Onto::Nothing, gemm);
+    gemm_serial([n, d, n], own, v, out, ld, Onto::Nothing, gemm);
+    if before > 0 {
+        let [_, v] = prefix.head(shape, head);
+        gemm_serial([n, d, before], of_prefix, v, out, ld, Onto::Sum, gemm);
+    }
 }
 
-/// `dqkv` (`[rows, 3 width]`) from `qkv` and `dout` (`[rows, width]`).
+/// `dqkv` (`[rows, 3 width]`) from `qkv` and `dout` (`[rows, width]`); the result is the gradients of
+/// the prefix's keys and values, whose sums over spans have one order whatever the number of threads is.
 pub fn attention_backward(
     isa: Isa,
     shape: AttentionShape,
     offsets: &[usize],
     qkv: &[f32],
+    prefix: Prefix,
     dout: &[f32],
     dqkv: &mut [f32],
-) {
+) -> [Vec<f32>; 2] {
     let width = shape.width();
-    let spans = split(dqkv, offsets, 3 * width);
-    spans.into_par_iter().enumerate().for_each_init(
-        || AttentionScratch::new(isa),
-        |buffers, (i, dqkv)| {
-            let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
-            let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
-            for head in 0..shape.heads {
-                attend_backward(isa, shape, head, qkv, dout, dqkv, buffers);
-            }
-        },
-    );
+    let zeros = || [vec![0.0; prefix.keys.len()], vec![0.0; prefix.values.len()]];
+    let mut spans = split(dqkv, offsets, 3 * width);
+    let groups = spans.par_chunks_mut(PREFIX_SPANS).enumerate();
+    let sums: Vec<_> = groups
+        .map_init(
+            || AttentionScratch::new(isa),
+            |scratch, (group, spans)| {
+                let mut d_prefix = zeros();
+                for (i, dqkv) in spans.iter_mut().enumerate() {
+                    let i = group * PREFIX_SPANS + i;
+                    let qkv = &qkv[offsets[i] * 3 * width..offsets[i + 1] * 3 * width];
+                    let dout = &dout[offsets[i] * width..offsets[i + 1] * width];
+                    for head in 0..shape.heads {
+                        let d = &mut d_prefix;
+                        attend_backward(isa, shape, head, qkv, prefix, dout, dqkv, d, scratch);
+                    }
+                }
+                d_prefix
+            },
+        )
+        .collect();
+    sums.into_iter().fold(zeros(), |mut total, sums| {
+        for (total, sums) in total.iter_mut().zip(&sums) {
+            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+        }
+        total
+    })
 }
 
 /// The gradient of [`attend`]: the head's columns of `dqkv` (`[rows, 3 width]`) from `qkv` and `dout`
-/// (`[rows, width]`). On the calling thread.
+/// (`[rows, width]`). Those of the prefix's keys and values are added to `d_prefix`. On the calling thread.
+#[expect(clippy::too_many_arguments, reason = "one head: its inputs, its outputs, and memory")]
 pub fn attend_backward(
     isa: Isa,
     shape: AttentionShape,
     head: usize,
     qkv: &[f32],
+    prefix: Prefix,
     dout: &[f32],
     dqkv: &mut [f32],
+    d_prefix: &mut [Vec<f32>; 2],
     scratch: &mut AttentionScratch,
 ) {
     let (width, d) = (shape.width(), shape.head_width);
@@ -140,21 +205,41 @@ pub fn attend_backward(
     if n == 0 {
         return;
     }
-    probabilities(isa, shape, qkv, n, head, scratch);
+    let before = prefix.rows(shape);
+    probabilities(isa, shape, qkv, prefix, n, head, scratch);
     let AttentionScratch { p, dp, gemm } = scratch;
-    dp.resize(n * n, 0.0);
+    let all = before + n;
+    dp.resize(n * all, 0.0);
     let [q, k, v] = [0, 1, 2].map(|third| part(qkv, shape, head, third));
+    let [prefix_k, prefix_v] = prefix.head(shape, head);
     let dout = Matrix::rows(&dout[head * d..], width);
-    gemm_serial([n, n, d], dout, v.transposed(), dp, n, Onto::Nothing, gemm);
+    gemm_serial([n, n, d], dout, v.transposed(), &mut dp[before..], all, Onto::Nothing, gemm);
+    if before > 0 {
+        gemm_serial([n, before, d], dout, prefix_v.transposed(), dp, all, Onto::Nothing, gemm);
+    }
     let ld = 3 * width;
-    let mut write = |a: Matrix, b: Matrix, third: usize| {
-        let out = &mut dqkv[third * width + head * d..];
-        gemm_serial([n, d, n], a, b, out, ld, Onto::Nothing, gemm);
-    };
-    write(Matrix::rows(p, n).transposed(), dout, 2);
-    score_gradient(isa, n, shape.scale(), p, dp);
-    write(Matrix::rows(dp, n), k, 0);
-    write(Matrix::rows(dp, n).transposed(), q, 1);
+    let place = |third: usize| third * width + head * d;
+    let [p_prefix, p_own] = columns(p, before, n);
+    let dv = &mut dqkv[place(2)..];
+    gemm_serial([n, d, n], p_own.transposed(), dout, dv, ld, Onto::Nothing, gemm);
+    score_gradient(isa, all, shape.scale(), p, dp);
+    let [d_prefix_scores, d_scores] = columns(dp, before, n);
+    let dk = &mut dqkv[place(1)..];
+    gemm_serial([n, d, n], d_scores.transposed(), q, dk, ld, Onto::Nothing, gemm);
+    let dq = &mut dqkv[place(0)..];
+    gemm_serial([n, d, n], d_scores, k, dq, ld, Onto::Nothing, gemm);
+    if before > 0 {
+        gemm_serial([n, d, before], d_prefix_scores, prefix_k, dq, ld, Onto::Sum, gemm);
+        let [dk, dv] = d_prefix.each_mut().map(|d_prefix| &mut d_prefix[head * d..]);
+        let dims = [before, d, n];
+        gemm_serial(dims, d_prefix_scores.transposed(), q, dk, width, Onto::Sum, gemm);
+        gemm_serial(dims, p_prefix.transposed(), dout, dv, width, Onto::Sum, gemm);
+    }
+}
+
+/// The columns of the prefix and those of the span itself, of a matrix with a row for each of its `n` rows.
+fn columns(x: &[f32], before: usize, n: usize) -> [Matrix<'_>; 2] {
+    [0, before].map(|first| Matrix::rows(&x[first..], before + n))
 }
 
 /// Q (0), K (1) or V (2) of one head.
@@ -163,28 +248,27 @@ fn part(qkv: &[f32], shape: AttentionShape, head: usize, third: usize) -> Matrix
     Matrix::rows(&qkv[start..], 3 * shape.width())
 }
 
-/// P of one head into `buffers.p`, `[n, n]`.
+/// P of one head into `buffers.p`, `[n, rows of the prefix + n]`.
 fn probabilities(
     isa: Isa,
     shape: AttentionShape,
     qkv: &[f32],
+    prefix: Prefix,
     n: usize,
     head: usize,
     buffers: &mut AttentionScratch,
 ) {
-    buffers.p.resize(n * n, 0.0);
+    let (before, d) = (prefix.rows(shape), shape.head_width);
+    let all = before + n;
+    let AttentionScratch { p, gemm, .. } = buffers;
+    p.resize(n * all, 0.0);
     let (q, k) = (part(qkv, shape, head, 0), part(qkv, shape, head, 1));
-    let p = &mut buffers.p;
-    gemm_serial(
-        [n, n, shape.head_width],
-        q,
-        k.transposed(),
-        p,
-        n,
-        Onto::Nothing,
-        &mut buffers.gemm,
-    );
-    softmax_rows(isa, n, shape.scale(), shape.causal, p);
+    gemm_serial([n, n, d], q, k.transposed(), &mut p[before..], all, Onto::Nothing, gemm);
+    if before > 0 {
+        let [k, _] = prefix.head(shape, head);
+        gemm_serial([n, before, d], q, k.transposed(), p, all, Onto::Nothing, gemm);
+    }
+    softmax_rows(isa, all, before, shape.scale(), shape.causal, p);
 }
 
 /// Each row of `x` becomes softmax(scale x) over its first `seen` elements, 0 beyond.
@@ -202,15 +286,18 @@ fn softmax_row<M: MulAdd>(x: &mut [f32], seen: usize, scale: f32) {
     hidden.fill(0.0);
 }
 
+/// Rows of `n` scores, the first `before` of which all rows see.
 #[inline(always)]
-fn softmax_rows_body<M: MulAdd>(n: usize, scale: f32, causal: bool, x: &mut [f32]) {
+fn softmax_rows_body<M: MulAdd>(n: usize, before: usize, scale: f32, causal: bool, x: &mut [f32]) {
     for (i, row) in x.chunks_exact_mut(n).enumerate() {
-        softmax_row::<M>(row, if causal { i + 1 } else { n }, scale);
+        softmax_row::<M>(row, if causal { before + i + 1 } else { n }, scale);
     }
 }
 
 dispatch! {
-    fn softmax_rows(n: usize, scale: f32, causal: bool, x: &mut [f32]) = softmax_rows_body
+    fn softmax_rows(
+        n: usize, before: usize, scale: f32, causal: bool, x: &mut [f32],
+    ) = softmax_rows_body
 }
 
 /// dP becomes dS = s P (dP - rowsum(P dP)).
@@ -422,8 +509,10 @@ mod tests {
         (0..n).map(|i| ((i * i + 3 * i) as f64 * 0.37).sin()).collect()
     }
 
-    fn full(shape: AttentionShape, qkv: &[f64]) -> Vec<f64> {
+    /// `prefix` holds the rows of the keys, then those of the values.
+    fn full(shape: AttentionShape, qkv: &[f64], prefix: &[f64]) -> Vec<f64> {
         let (w, d) = (10, 5);
+        let before = prefix.len() / (2 * w);
         let mut out = vec![0.0; qkv.len() / 3];
         for span in OFFSETS.windows(2) {
             for h in 0..2 {
@@ -432,9 +521,13 @@ mod tests {
                         .map(|r| qkv[r * 3 * w + t * w + h * d..][..d].to_vec())
                         .collect()
                 };
-                let n = span[1] - span[0];
-                let o =
-                    head(&third(0), &third(1), &third(2), |i| if shape.causal { i + 1 } else { n });
+                let after_prefix = |t: usize| -> Vec<Vec<f64>> {
+                    let rows = prefix[(t - 1) * before * w..][..before * w].chunks(w);
+                    rows.map(|row| row[h * d..][..d].to_vec()).chain(third(t)).collect()
+                };
+                let all = before + span[1] - span[0];
+                let seen = |i| if shape.causal { before + i + 1 } else { all };
+                let o = head(&third(0), &after_prefix(1), &after_prefix(2), seen);
                 for (i, o) in o.iter().enumerate() {
                     out[(span[0] + i) * w + h * d..][..d].copy_from_slice(o);
                 }
@@ -487,13 +580,20 @@ mod tests {
     fn full_and_causal_match_f64() {
         let (qkv, dout) = (values(20 * 30), values(20 * 10));
         for isa in Isa::available() {
-            for causal in [false, true] {
+            for (causal, before) in [(false, 0), (true, 0), (false, 3), (true, 4)] {
                 let shape = AttentionShape { causal, ..SHAPE };
+                let both: Vec<f64> = values(2 * before * 10).iter().map(|x| x * 1.5).collect();
+                let singles = f32s(&both);
+                let (keys, values) = singles.split_at(before * 10);
+                let prefix = Prefix { keys, values };
+                let (x, d) = (f32s(&qkv), f32s(&dout));
                 let (mut out, mut dqkv) = (vec![0.0; 200], vec![0.0; 600]);
-                attention(isa, shape, &OFFSETS, &f32s(&qkv), &mut out);
-                close(&out, &full(shape, &qkv));
-                attention_backward(isa, shape, &OFFSETS, &f32s(&qkv), &f32s(&dout), &mut dqkv);
-                close(&dqkv, &slopes(&qkv, &dout, |x| full(shape, x)));
+                attention(isa, shape, &OFFSETS, &x, prefix, &mut out);
+                close(&out, &full(shape, &qkv, &both));
+                let d_prefix = attention_backward(isa, shape, &OFFSETS, &x, prefix, &d, &mut dqkv);
+                close(&dqkv, &slopes(&qkv, &dout, |x| full(shape, x, &both)));
+                let slopes = slopes(&both, &dout, |prefix| full(shape, &qkv, prefix));
+                close(&d_prefix.concat(), &slopes);
             }
         }
     }

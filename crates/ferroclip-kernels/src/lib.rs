@@ -6,6 +6,7 @@
 //! the only crate with `unsafe`.
 
 mod activation;
+mod adamw;
 #[cfg(feature = "mimalloc")]
 mod allocator;
 mod attention;
@@ -19,12 +20,14 @@ mod layer_norm;
 mod math;
 mod packed;
 pub mod resample;
+mod similarity;
 
 pub use activation::{Activation, activation, activation_and_backward, activation_backward};
+pub use adamw::{AdamStep, adamw};
 #[cfg(feature = "mimalloc")]
 pub use allocator::keep_freed_memory;
 pub use attention::{
-    AttentionScratch, AttentionShape, attend, attend_backward, attend_row, attention,
+    AttentionScratch, AttentionShape, Prefix, attend, attend_backward, attend_row, attention,
     attention_backward, attention_pooled, attention_pooled_backward,
 };
 pub use batch_norm::{BatchNorm, Moments};
@@ -35,3 +38,4 @@ pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};
 pub use isa::Isa;
 pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
+pub use similarity::{Hit, dots, largest, top_k};

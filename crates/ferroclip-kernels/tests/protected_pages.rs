@@ -5,10 +5,11 @@
 use std::ops::{Deref, DerefMut};
 
 use ferroclip_kernels::{
-    Activation, AttentionShape, Finish, Isa, Maps, Matrix, Onto, PackedRows, PackedWeights,
-    Precision, activation, activation_backward, attend_row, attention, attention_backward,
-    attention_pooled, attention_pooled_backward, conv3x3, conv3x3_weight_gradient, gemm,
-    layer_norm, layer_norm_backward, multiply,
+    Activation, AdamStep, AttentionShape, Finish, Isa, Maps, Matrix, Onto, PackedRows,
+    PackedWeights, Precision, Prefix, activation, activation_and_backward, activation_backward,
+    adamw, attend_row, attention, attention_backward, attention_pooled, attention_pooled_backward,
+    contrastive_loss, conv3x3, conv3x3_weight_gradient, dots, gemm, layer_norm,
+    layer_norm_backward, multiply, top_k,
 };
 
 /// Where the operand lies between two protected pages.
@@ -131,8 +132,11 @@ fn attentions() {
     let shape = AttentionShape { heads: 2, head_width: 5, causal: true };
     everywhere(|isa, make| {
         let (qkv, mut out, mut dqkv) = (make(20 * 30), make(200), make(600));
-        attention(isa, shape, &offsets, &qkv, &mut out);
-        attention_backward(isa, shape, &offsets, &qkv, &out, &mut dqkv);
+        let (keys, values) = (make(30), make(30));
+        for prefix in [Prefix::default(), Prefix { keys: &keys, values: &values }] {
+            attention(isa, shape, &offsets, &qkv, prefix, &mut out);
+            attention_backward(isa, shape, &offsets, &qkv, prefix, &out, &mut dqkv);
+        }
         let (q, kv, mut out) = (make(30), make(400), make(30));
         attention_pooled(isa, shape, &offsets, &q, &kv, &mut out);
         let (dout, mut dq, mut dkv) = (make(30), make(30), make(400));
@@ -155,7 +159,32 @@ fn norms_and_activations() {
             for kind in [Activation::Gelu, Activation::QuickGelu] {
                 activation(isa, kind, &x, &mut y);
                 activation_backward(isa, kind, &x, &dy, &mut dx);
+                activation_and_backward(isa, kind, &mut y, &mut dx);
             }
+        }
+    });
+}
+
+#[test]
+fn similarities_and_losses() {
+    everywhere(|isa, make| {
+        for dim in [1, 5, 32, 67] {
+            let (a, b) = (make(4 * dim), make(7 * dim));
+            assert_eq!(dots(isa, &a, &b, dim).len(), 28);
+            assert_eq!(top_k(isa, &a, &b, dim, 3).len(), 4);
+            assert!(contrastive_loss(isa, &a, &b[..4 * dim], &[0, 1, 2, 3], 1.0).value.is_finite());
+        }
+    });
+}
+
+#[test]
+fn optimiser() {
+    everywhere(|isa, make| {
+        for n in [1, 7, 16, 37] {
+            let (gradient, mut weight, mut first) = (make(n), make(n), make(n));
+            let mut second = make(n);
+            let step = AdamStep::new(1, 1e-3, [0.9, 0.98], 1e-6, 0.2);
+            adamw(isa, step, &gradient, &mut weight, &mut first, &mut second);
         }
     });
 }

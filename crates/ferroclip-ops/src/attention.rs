@@ -12,7 +12,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
 use burn::tensor::activation::softmax;
-use ferroclip_kernels::{AttentionShape, Isa};
+use ferroclip_kernels::{AttentionShape, Isa, Prefix};
 
 use crate::Spans;
 use crate::cpu::{Cpu, input, operands};
@@ -28,7 +28,8 @@ pub fn attention(qkv: Tensor<2>, spans: &Spans, heads: usize, causal: bool) -> T
     let shape = AttentionShape { heads, head_width: width / heads, causal };
     let [qkv] = &operands.values;
     let mut out = vec![0.0; rows * width];
-    ferroclip_kernels::attention(Isa::active(), shape, spans.offsets(), qkv.data(), &mut out);
+    let (isa, none) = (Isa::active(), Prefix::default());
+    ferroclip_kernels::attention(isa, shape, spans.offsets(), qkv.data(), none, &mut out);
     let state = (qkv.clone(), shape, spans.clone());
     operands.finish(Cpu::from_vec(out, &[rows, width]), AttentionBackward, state)
 }
@@ -73,6 +74,7 @@ impl Backward<Flex, 1> for AttentionBackward {
             shape,
             offsets,
             qkv.data(),
+            Prefix::default(),
             dout.data(),
             &mut dqkv,
         );

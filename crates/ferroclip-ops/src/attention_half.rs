@@ -10,7 +10,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
 use ferroclip_kernels::{
-    AttentionScratch, AttentionShape, Finish, Isa, Matrix, attend_backward, multiply,
+    AttentionScratch, AttentionShape, Finish, Isa, Matrix, Prefix, attend_backward, multiply,
 };
 
 use crate::block::{mix, rows_of};
@@ -135,14 +135,16 @@ fn unmix(
     d_qkv: &mut [f32],
     scratch: &mut AttentionScratch,
 ) {
-    let width = shape.heads * shape.head_width;
+    let (width, isa) = (shape.heads * shape.head_width, Isa::active());
     let first = spans.offsets()[task.range.start];
     for span in task.range.clone().map(|i| spans.range(i)) {
         let (start, end) = ((span.start - first) * width, (span.end - first) * width);
         let (qkv, d_mixed) = (&qkv[3 * start..3 * end], &d_mixed[start..end]);
         let d_qkv = &mut d_qkv[3 * start..3 * end];
         for head in 0..shape.heads {
-            attend_backward(Isa::active(), shape, head, qkv, d_mixed, d_qkv, scratch);
+            let none = Prefix::default();
+            let d_none = &mut Default::default();
+            attend_backward(isa, shape, head, qkv, none, d_mixed, d_qkv, d_none, scratch);
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use burn::prelude::*;
 use ferroclip_kernels::{
     Activation, AttentionScratch, AttentionShape, Finish, Isa, Matrix, PackedRows, PackedWeights,
-    Precision, attend, attend_row, multiply,
+    Precision, Prefix, attend, attend_row, multiply,
 };
 use rayon::prelude::*;
 
@@ -302,7 +302,7 @@ pub(crate) fn mix(
         if !task.split {
             for head in 0..shape.heads {
                 let out = &mut mixed[head * shape.head_width..];
-                attend(isa, shape, head, qkv, out, width, scratch);
+                attend(isa, shape, head, qkv, Prefix::default(), out, width, scratch);
             }
             continue;
         }
@@ -313,7 +313,7 @@ pub(crate) fn mix(
                 || AttentionScratch::new(isa),
                 |scratch, head| {
                     let mut out = vec![0.0; (end - start) * d];
-                    attend(isa, shape, head, qkv, &mut out, d, scratch);
+                    attend(isa, shape, head, qkv, Prefix::default(), &mut out, d, scratch);
                     out
                 },
             )

@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use ferroclip::image::DecodeLimits;
 use ferroclip::{Classifier, Clip, EmbedOptions, Embeddings, Error, ImageSource};
 use ferroclip_data::{Dataset, Failure, Tally};
+use ferroclip_kernels::{Isa, dots};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -388,7 +389,7 @@ fn recalls(pictures: &Embeddings, texts: &Embeddings, owners: &[usize]) -> (Reca
 
 /// How many wrong answers come before the best right one.
 fn rank(query: &[f32], answers: &Embeddings, is_right: impl Fn(usize) -> bool) -> usize {
-    let similarities: Vec<f32> = answers.iter().map(|answer| dot(query, answer)).collect();
+    let similarities = dots(Isa::active(), query, &answers.data, query.len());
     let right = (0..similarities.len()).filter(|&i| is_right(i));
     let best = right.reduce(|a, b| if similarities[b] > similarities[a] { b } else { a });
     let Some(best) = best else { return usize::MAX };
@@ -403,20 +404,6 @@ fn recall(ranks: &[usize]) -> Recall {
         ranks.iter().filter(|&&rank| rank < k).count() as f64 / ranks.len().max(1) as f64
     };
     Recall { r1: within(1), r5: within(5), r10: within(10) }
-}
-
-/// Dot product in eight sums, which the compiler can do at once.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0_f32; 8];
-    let (a8, a_rest) = a.as_chunks::<8>();
-    let (b8, b_rest) = b.as_chunks::<8>();
-    for (a, b) in a8.iter().zip(b8) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]
@@ -467,11 +454,5 @@ mod tests {
         assert_eq!((score.n, score.n_labels, score.top1, score.top5), (4, 3, 0.5, 0.75));
         assert!((score.mean_per_class_recall - 1.0 / 3.0).abs() < 1e-12);
         assert_eq!(score.classes.len(), 2);
-    }
-
-    #[test]
-    fn dot_products_of_any_length() {
-        let a: Vec<f32> = (0..19).map(|i| i as f32).collect();
-        assert_eq!(dot(&a, &a), (0..19).map(|i| (i * i) as f32).sum::<f32>());
     }
 }

@@ -1,16 +1,11 @@
 //! AdamW over named tensors, global-norm clipping, and the running average of the weights.
 //!
-//! ```text
-//! w -= lr wd w                                 tensors that decay
-//! m += (1 - b1) (g - m),  v = b2 v + (1 - b2) g^2
-//! w -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps)
-//! ```
-//!
-//! This is PyTorch's formula in PyTorch's order of rounding. State is keyed by the name that the
+//! The formula stands at [`ferroclip_kernels::adamw`]. State is keyed by the name that the
 //! tensor has in checkpoints, so a state that does not match is noticed and never silently reset.
 
 use std::collections::BTreeMap;
 
+use ferroclip_kernels::{AdamStep, Isa, adamw};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -91,30 +86,21 @@ impl AdamW {
         lr: f64,
         decays: bool,
     ) {
-        let Constants { betas: [b1, b2], eps, weight_decay } = self.constants;
+        let Constants { betas, eps, weight_decay } = self.constants;
         let first = self.first.get_mut(name).expect("a tensor that the optimiser knows");
         let second = self.second.get_mut(name).expect("both means have the same names");
         assert!(
             weight.len() == gradient.len() && weight.len() == first.len(),
             "length of `{name}`"
         );
-        let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let step_size = (lr / (1.0 - b1.powi(steps))) as f32;
-        let root = (1.0 - b2.powi(steps)).sqrt() as f32;
-        let keep = if decays { (1.0 - lr * weight_decay) as f32 } else { 1.0 };
-        let (rise, b2, square, eps) = ((1.0 - b1) as f32, b2 as f32, (1.0 - b2) as f32, eps as f32);
+        let weight_decay = if decays { weight_decay } else { 0.0 };
+        let step = AdamStep::new(self.steps, lr, betas, eps, weight_decay);
         weight
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK))
             .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)))
             .for_each(|((weight, gradient), (first, second))| {
-                let means = first.iter_mut().zip(second);
-                for ((w, &g), (m, v)) in weight.iter_mut().zip(gradient).zip(means) {
-                    *w *= keep;
-                    *m += rise * (g - *m);
-                    *v = *v * b2 + square * g * g;
-                    *w -= step_size * (*m / (v.sqrt() / root + eps));
-                }
+                adamw(Isa::active(), step, gradient, weight, first, second);
             });
     }
 }

@@ -1,5 +1,7 @@
 //! What the towers return: one row of numbers for each input.
 
+use ferroclip_kernels::{Isa, dots};
+
 /// Rows of embeddings on the host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Embeddings {
@@ -39,7 +41,7 @@ impl Embeddings {
     /// When the dimensions differ.
     pub fn similarity(&self, other: &Embeddings) -> Vec<f32> {
         assert_eq!(self.dim, other.dim, "embeddings of one dimension");
-        self.iter().flat_map(|a| other.iter().map(move |b| dot(a, b))).collect()
+        dots(Isa::active(), &self.data, &other.data, self.dim.max(1))
     }
 
     pub(crate) fn append(&mut self, data: &[f32]) {

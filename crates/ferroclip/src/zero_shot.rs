@@ -5,8 +5,10 @@
 //! The similarity of a picture and a label is the cosine of their embeddings; the score is the
 //! softmax over all labels of exp(`logit_scale`) times the similarity.
 
+use ferroclip_kernels::{Isa, dots, largest};
+
 use crate::clip::Clip;
-use crate::embeddings::{Embeddings, dot, normalize};
+use crate::embeddings::{Embeddings, normalize};
 use crate::error::Error;
 
 /// Labels whose texts are embedded together.
@@ -97,7 +99,7 @@ impl Classifier {
     /// When the embedding is of another dimension.
     pub fn similarities(&self, image: &[f32]) -> Vec<f32> {
         assert_eq!(image.len(), self.embeddings.dim, "dimension of the image embedding");
-        self.embeddings.iter().map(|label| dot(image, label)).collect()
+        dots(Isa::active(), image, &self.embeddings.data, image.len())
     }
 
     /// The `top_k` best labels for a unit embedding, best first; of equal ones the earlier first.
@@ -107,16 +109,14 @@ impl Classifier {
     pub fn classify(&self, image: &[f32], top_k: usize) -> Vec<Score> {
         let similarities = self.similarities(image);
         let scores = self.scores(&similarities);
-        let mut order: Vec<usize> = (0..scores.len()).collect();
-        order.sort_by(|&a, &b| similarities[b].total_cmp(&similarities[a]));
-        order.truncate(top_k);
+        let best = largest(&similarities, top_k);
         let score = |label_idx: usize| Score {
             label: self.labels[label_idx].clone(),
             label_idx,
             score: scores[label_idx],
             similarity: similarities[label_idx],
         };
-        order.into_iter().map(score).collect()
+        best.into_iter().map(score).collect()
     }
 
     /// Scores of similarities to all labels.

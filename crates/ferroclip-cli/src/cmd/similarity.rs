@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use ferroclip::Embeddings;
+use ferroclip_kernels::largest;
 use serde_json::{Value, json};
 
 use crate::common::Common;
@@ -116,12 +117,7 @@ fn print(
 ) -> Result<()> {
     let n_columns = columns.names.len();
     let top_k = args.top_k.unwrap_or(n_columns);
-    let best = |row: &[f32]| {
-        let mut order: Vec<usize> = (0..n_columns).collect();
-        order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
-        order.truncate(top_k);
-        order
-    };
+    let best = |row: &[f32]| largest(row, top_k);
     let failures: Vec<Value> = failures.iter().map(Failure::to_json).collect();
     let matrix_rows: Vec<&[f32]> = matrix.chunks(n_columns.max(1)).collect();
     if common.json {
