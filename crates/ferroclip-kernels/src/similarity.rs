@@ -9,10 +9,9 @@ use std::cmp::Ordering;
 use rayon::prelude::*;
 
 use crate::Isa;
-use crate::isa::{MulAdd, dispatch};
+use crate::isa::dispatch;
+use crate::math::lane_sum;
 
-/// Lanes that a product is summed in: two registers of AVX-512, four of AVX2.
-const LANES: usize = 32;
 /// Numbers of the second matrix in a block.
 const BLOCK: usize = 1 << 16;
 /// Rows of the first matrix that a task of [`dots`] takes.
@@ -34,38 +33,18 @@ impl Hit {
     }
 }
 
-#[inline(always)]
-fn dot<M: MulAdd>(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let (a_runs, a_rest) = a.as_chunks::<LANES>();
-    let (b_runs, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_runs.iter().zip(b_runs) {
-        lanes = std::array::from_fn(|i| M::mul_add(a[i], b[i], lanes[i]));
-    }
-    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane = M::mul_add(*a, *b, *lane);
-    }
-    // Halves onto each other, as registers are added.
-    let mut n = LANES / 2;
-    while n > 0 {
-        (0..n).for_each(|i| lanes[i] += lanes[i + n]);
-        n /= 2;
-    }
-    lanes[0]
-}
-
 /// `out[i * ld + j]` from row `i` of `a` and row `j` of `b`.
 #[inline(always)]
-fn dots_body<M: MulAdd>(a: &[f32], b: &[f32], dim: usize, out: &mut [f32], ld: usize) {
+fn dots_body(a: &[f32], b: &[f32], dim: usize, out: &mut [f32], ld: usize) {
     for (a, out) in a.chunks_exact(dim).zip(out.chunks_mut(ld)) {
         for (b, out) in b.chunks_exact(dim).zip(out) {
-            *out = dot::<M>(a, b);
+            *out = lane_sum(dim, |i| a[i] * b[i]);
         }
     }
 }
 
 dispatch! {
-    fn block_dots(a: &[f32], b: &[f32], dim: usize, out: &mut [f32], ld: usize) = dots_body
+    fn block_dots(a: &[f32], b: &[f32], dim: usize, out: &mut [f32], ld: usize) = dots_body unfused
 }
 
 /// The dot products of all rows of `a` with all rows of `b`, `[rows of a, rows of b]`; on the threads
