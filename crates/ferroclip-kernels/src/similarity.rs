@@ -109,24 +109,13 @@ pub fn largest(scores: &[f32], k: usize) -> Vec<usize> {
     best.into_iter().map(|hit| hit.index).collect()
 }
 
-/// Adds the scores of the rows from `start` on that may be among the best `k`.
+/// The best `k` of those found and of the scores of the rows from `start` on, in any order.
 fn keep(best: &mut Vec<Hit>, scores: &[f32], start: usize, k: usize) {
-    // Below this score a row cannot be among them; a new block never holds an earlier row of the same
-    // fold, but other folds may, so equal ones stay.
-    let mut floor = if best.len() >= k {
-        best.iter().map(|hit| hit.score).min_by(f32::total_cmp)
-    } else {
-        None
-    };
     for (i, &score) in scores.iter().enumerate() {
-        if floor.is_some_and(|floor| score.total_cmp(&floor) == Ordering::Less) {
-            continue;
-        }
         best.push(Hit { index: start + i, score });
         // Twice as many as wanted, so that the halves thrown away pay for choosing.
         if best.len() >= 2 * k.max(32) {
             cut(best, k);
-            floor = best.iter().map(|hit| hit.score).min_by(f32::total_cmp);
         }
     }
     cut(best, k);
