@@ -18,13 +18,14 @@ impl Lines {
     /// At least `n` groups; what they hold is left as it is, or all are zero.
     pub(super) fn reserve(&mut self, n: usize) {
         let lines = n.div_ceil(16);
-        match lines > self.0.len() {
-            true if lines > ZEROS => {
-                let zeros = rayon::iter::repeat_n(Line::default(), lines).with_min_len(ZEROS);
-                zeros.collect_into_vec(&mut self.0);
-            }
-            true => self.0.resize(lines, Line::default()),
-            false => {}
+        if lines <= self.0.len() {
+            return;
+        }
+        if lines > ZEROS {
+            let zeros = rayon::iter::repeat_n(Line::default(), lines).with_min_len(ZEROS);
+            zeros.collect_into_vec(&mut self.0);
+        } else {
+            self.0.resize(lines, Line::default());
         }
     }
 
