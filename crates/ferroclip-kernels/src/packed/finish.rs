@@ -27,13 +27,25 @@ fn finish_body<M: MulAdd>(
     match finish {
         Finish::Store => each(sums, [nr, at], bias, out, |_, sum| sum),
         Finish::Add => each(sums, [nr, at], bias, out, |was, sum| was + sum),
-        Finish::Activate(Activation::QuickGelu) => {
-            each(sums, [nr, at], bias, out, |_, sum| activated::<M>(Activation::QuickGelu, sum));
-        }
-        Finish::Activate(Activation::Gelu) => {
-            each(sums, [nr, at], bias, out, |_, sum| activated::<M>(Activation::Gelu, sum));
+        Finish::Activate(activation) => {
+            if let Some(bias) = bias {
+                sums.chunks_exact_mut(nr).for_each(|sums| {
+                    sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+                });
+            }
+            // In one long loop of one kind, which the compiler gives whole registers.
+            match activation {
+                Activation::QuickGelu => activate::<M>(Activation::QuickGelu, sums),
+                Activation::Gelu => activate::<M>(Activation::Gelu, sums),
+            }
+            each(sums, [nr, at], None, out, |_, sum| sum);
         }
     }
+}
+
+#[inline(always)]
+fn activate<M: MulAdd>(kind: Activation, sums: &mut [f32]) {
+    sums.iter_mut().for_each(|sum| *sum = activated::<M>(kind, *sum));
 }
 
 /// `out = become(out, sum + bias)`, in runs of a fixed length where the panel is whole.
