@@ -27,7 +27,6 @@ use rayon::prelude::*;
 
 use crate::cpu::Cpu;
 use crate::engine::{Memory, TASK_ROWS, Task, parts, row_tasks, run, span_tasks};
-use crate::linear::Packed;
 use crate::{
     LayerNorm, Linear, Spans, activation, attention, attention_half, attention_pooled, mlp_half,
     select_rows,
@@ -140,7 +139,7 @@ impl AttentionBlock {
             norm.fill(rows, in_proj, x);
             in_proj.multiply(rows, Finish::Store, qkv, task.split);
             mix(self.shape(), spans, task, qkv, mixed, attention);
-            fill(rows, out_proj, mixed);
+            out_proj.fill(rows, mixed);
             out_proj.multiply(rows, Finish::Add, x, task.split);
         });
         x.into_tensor()
@@ -274,7 +273,7 @@ impl Mlp {
             hidden.resize(task.range.len() * c_fc.weights.outputs(), 0.0);
             norm.fill(rows, c_fc, x);
             c_fc.multiply(rows, Finish::Activate(self.activation), hidden, task.split);
-            fill(rows, c_proj, hidden);
+            c_proj.fill(rows, hidden);
             c_proj.multiply(rows, Finish::Add, x, task.split);
         });
         x.into_tensor()
@@ -329,12 +328,4 @@ pub(crate) fn mix(
 /// Rows of the sequences of a task.
 pub(crate) fn rows_of(spans: &Spans, task: &Task) -> usize {
     spans.offsets()[task.range.end] - spans.offsets()[task.range.start]
-}
-
-/// Packs rows of numbers for a layer.
-fn fill(rows: &mut PackedRows, layer: &Packed, x: &[f32]) {
-    let width = layer.weights.inputs();
-    rows.fill(Isa::active(), layer.weights.precision(), [x.len() / width, width], |i, row| {
-        row.copy_from_slice(&x[i * width..][..width]);
-    });
 }

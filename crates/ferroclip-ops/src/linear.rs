@@ -67,6 +67,13 @@ impl Packed {
         multiply(&self.weights, rows, self.bias.as_deref(), finish, out, outputs, split);
     }
 
+    /// Packs rows of numbers as operands.
+    pub(crate) fn fill(&self, rows: &mut PackedRows, x: &[f32]) {
+        let width = self.weights.inputs();
+        let shape = [x.len() / width, width];
+        rows.fill_matrix(Isa::active(), self.weights.precision(), shape, Matrix::rows(x, width));
+    }
+
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let ([n, width], outputs) = (x.dims(), self.weights.outputs());
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
@@ -76,10 +83,7 @@ impl Packed {
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
             let x = &x.data()[task.range.start * width..task.range.end * width];
-            let shape = [task.range.len(), width];
-            rows.fill(Isa::active(), self.weights.precision(), shape, |i, row| {
-                row.copy_from_slice(&x[i * width..][..width]);
-            });
+            self.fill(rows, x);
             self.multiply(rows, Finish::Store, y, task.split);
         });
         Cpu::from_vec(y, &[n, outputs]).into_tensor()

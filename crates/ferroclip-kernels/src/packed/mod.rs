@@ -21,12 +21,15 @@
 
 mod columns;
 mod finish;
+mod interleave;
 mod lines;
 mod rows;
 mod tile;
 mod weights;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_interleave;
 
 use std::ops::Range;
 

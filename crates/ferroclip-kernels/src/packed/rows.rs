@@ -4,8 +4,10 @@ use std::ops::Range;
 
 use super::columns::{self, Form};
 use super::lines::{Lines, bits};
-use super::tile::{STEP, interleave};
-use super::weights::{bf16_bits, bf16_pair, int8_scale, inverse, quantized};
+use super::interleave::{Rows, STEP, interleave};
+#[cfg(target_arch = "x86_64")]
+use super::interleave::{interleave_pairs, interleave_quads};
+use super::weights::{self, bf16_bits, int8_scale, quantized};
 use super::{Kind, Precision, Sizes};
 use crate::Isa;
 use crate::gemm::Matrix;
@@ -24,7 +26,7 @@ pub struct PackedRows {
     scales: Vec<f32>,
     /// The rows of one tile.
     plain: Vec<f32>,
-    /// The groups of one tile, row by row.
+    /// The groups of one tile, row by row, where they are not made while the tile is.
     grouped: Lines,
 }
 
@@ -37,14 +39,12 @@ impl PackedRows {
         &mut self,
         isa: Isa,
         precision: Precision,
-        shape @ [_, width]: [usize; 2],
+        shape: [usize; 2],
         matrix: Matrix,
     ) {
         let Matrix { data, row, col } = matrix;
         match (row, col) {
-            (_, 1) => self.fill(isa, precision, shape, |i, out| {
-                out.copy_from_slice(&data[i * row..][..width]);
-            }),
+            (_, 1) => self.fill_rows(isa, precision, shape, data, row),
             (1, _) if precision != Precision::Int8 => {
                 self.fill_columns(isa, precision, shape, matrix)
             }
@@ -63,10 +63,7 @@ impl PackedRows {
         Matrix { data, col, .. }: Matrix,
     ) {
         let (kind, Sizes { mr, .. }) = (Kind::new(isa, precision), Sizes::of(isa));
-        self.made_for = Some((isa, precision));
-        (self.rows, self.width) = (n, width);
-        let depth = self.depth(kind);
-        self.groups.reserve(n.div_ceil(mr) * mr * depth + STEP);
+        let depth = self.begin(isa, precision, [n, width]);
         let form = match (precision, kind) {
             (Precision::F32, _) => Form::F32,
             (_, Kind::Bf16Pairs) => Form::Pairs,
@@ -79,6 +76,28 @@ impl PackedRows {
         }
     }
 
+    /// [`PackedRows::fill_matrix`] where the elements of a row lie side by side.
+    fn fill_rows(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        [n, width]: [usize; 2],
+        data: &[f32],
+        stride: usize,
+    ) {
+        if !width.is_multiple_of(STEP * Kind::new(isa, precision).elements()) {
+            return self.fill(isa, precision, [n, width], |i, out| {
+                out.copy_from_slice(&data[i * stride..][..width]);
+            });
+        }
+        let mr = Sizes::of(isa).mr;
+        self.begin(isa, precision, [n, width]);
+        for first in (0..n).step_by(mr) {
+            let rows = Rows { data: &data[first * stride..], held: mr.min(n - first), stride };
+            self.pack_tile(isa, precision, first, rows);
+        }
+    }
+
     /// Packs `n` rows of `width`; `write(i, row)` writes row `i`.
     pub fn fill(
         &mut self,
@@ -88,37 +107,69 @@ impl PackedRows {
         mut write: impl FnMut(usize, &mut [f32]),
     ) {
         let (kind, Sizes { mr, .. }) = (Kind::new(isa, precision), Sizes::of(isa));
+        let stride = self.begin(isa, precision, [n, width]) * kind.elements();
+        let mut plain = std::mem::take(&mut self.plain);
+        if plain.len() != mr * stride || stride != width {
+            // Behind a row's end there are zeros.
+            plain.clear();
+            plain.resize(mr * stride, 0.0);
+        }
+        for first in (0..n).step_by(mr) {
+            let held = mr.min(n - first);
+            for (i, row) in plain.chunks_exact_mut(stride.max(1)).enumerate().take(held) {
+                write(first + i, &mut row[..width]);
+            }
+            self.pack_tile(isa, precision, first, Rows { data: &plain, held, stride });
+        }
+        self.plain = plain;
+    }
+
+    /// Memory for `n` rows of `width`; returns the groups of a row.
+    fn begin(&mut self, isa: Isa, precision: Precision, [n, width]: [usize; 2]) -> usize {
         self.made_for = Some((isa, precision));
         (self.rows, self.width) = (n, width);
-        let depth = self.depth(kind);
+        let (mr, depth) = (self.mr(), self.depth(Kind::new(isa, precision)));
         // `interleave` writes beyond the last tile.
         self.groups.reserve(n.div_ceil(mr) * mr * depth + STEP);
         self.scales.resize(n, 0.0);
-        let plain_width = depth * kind.elements();
-        if self.plain.len() != mr * plain_width || plain_width != width {
-            // Behind a row's end there are zeros.
-            self.plain.clear();
-            self.plain.resize(mr * plain_width, 0.0);
-        }
-        self.grouped.reserve(mr * depth);
-        for first in (0..n).step_by(mr) {
-            let held = mr.min(n - first);
-            for (i, row) in self.plain.chunks_exact_mut(plain_width.max(1)).enumerate().take(held) {
-                write(first + i, &mut row[..width]);
+        depth
+    }
+
+    /// The tile that begins with row `first`, from rows that are padded to whole groups.
+    fn pack_tile(&mut self, isa: Isa, precision: Precision, first: usize, rows: Rows<f32>) {
+        let (kind, mr) = (Kind::new(isa, precision), self.mr());
+        let depth = self.depth(kind);
+        let Rows { data, held, stride } = rows;
+        let row = |r: usize| &data[r * stride..][..depth * kind.elements()];
+        let tile = &mut self.groups.groups_mut()[first * depth..];
+        let scales = &mut self.scales[first..first + held];
+        let mut inverses = [0.0; 16];
+        if precision == Precision::Int8 {
+            for (r, (scale, inverse)) in scales.iter_mut().zip(&mut inverses).enumerate() {
+                *scale = row_scale(isa, row(r));
+                *inverse = weights::inverse(*scale);
             }
-            let tile = &mut self.groups.groups_mut()[first * depth..];
-            if precision == Precision::F32 {
-                interleave(isa, mr, bits(&self.plain), depth, tile);
-                continue;
-            }
-            // Rows beyond the last hold what was there before; no kernel reads them.
-            let grouped = &mut self.grouped.groups_mut()[..mr * depth];
-            let rounded = precision == Precision::Bf16;
-            let scales = &mut self.scales[first..first + held];
-            let plain = &self.plain[..held * plain_width];
-            group(isa, kind, rounded, plain, &mut grouped[..held * depth], scales);
-            interleave(isa, mr, grouped, depth, tile);
         }
+        match (precision, kind) {
+            (Precision::F32, _) => {
+                let rows = Rows { data: bits(data), held, stride };
+                return interleave(isa, mr, rows, depth, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::Bf16Pairs) => return interleave_pairs(isa, mr, rows, depth, tile),
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::U8Quads) => return interleave_quads(isa, mr, rows, &inverses, depth, tile),
+            _ => {}
+        }
+        self.grouped.reserve(held * depth);
+        let grouped = &mut self.grouped.groups_mut()[..held * depth];
+        for (r, grouped) in grouped.chunks_exact_mut(depth.max(1)).enumerate() {
+            match precision {
+                Precision::Int8 => integer_pairs(isa, row(r), inverses[r], grouped),
+                _ => rounded(isa, row(r), grouped),
+            }
+        }
+        interleave(isa, mr, Rows { data: grouped, held, stride: depth }, depth, tile);
     }
 
     /// Number of rows.
@@ -166,46 +217,28 @@ impl PackedRows {
     }
 }
 
-/// Rows of numbers to rows of groups.
 #[inline(always)]
-fn group_body(kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32]) {
-    let n = scales.len();
-    let (width, depth) = ((plain.len() / n).max(1), (grouped.len() / n).max(1));
-    let rows = plain.chunks_exact(width).zip(grouped.chunks_exact_mut(depth));
-    match kind {
-        Kind::F32 if rounded => {
-            plain.iter().zip(grouped).for_each(|(&x, to)| *to = bf16_bits(x));
-        }
-        Kind::F32 => plain.iter().zip(grouped).for_each(|(&x, to)| *to = x.to_bits()),
-        Kind::Bf16Pairs => {
-            let pairs = plain.as_chunks::<2>().0;
-            pairs.iter().zip(grouped).for_each(|(x, to)| *to = bf16_pair(x[0], x[1]));
-        }
-        Kind::I16Pairs => {
-            for ((row, grouped), scale) in rows.zip(scales) {
-                *scale = int8_scale(row);
-                let inverse = inverse(*scale);
-                for (x, to) in row.as_chunks::<2>().0.iter().zip(grouped) {
-                    let [a, b] = x.map(|x| quantized(x, inverse) as u32 & 0xffff);
-                    *to = a | (b << 16);
-                }
-            }
-        }
-        Kind::U8Quads => {
-            for ((row, grouped), scale) in rows.zip(scales) {
-                *scale = int8_scale(row);
-                let inverse = inverse(*scale);
-                for (x, to) in row.as_chunks::<4>().0.iter().zip(grouped) {
-                    let [a, b, c, d] = x.map(|x| (quantized(x, inverse) + 128) as u32);
-                    *to = a | (b << 8) | (c << 16) | (d << 24);
-                }
-            }
-        }
+fn rounded_body(row: &[f32], groups: &mut [u32]) {
+    row.iter().zip(groups).for_each(|(&x, to)| *to = bf16_bits(x));
+}
+
+#[inline(always)]
+fn integer_pairs_body(row: &[f32], inverse: f32, groups: &mut [u32]) {
+    for (x, to) in row.as_chunks::<2>().0.iter().zip(groups) {
+        let [a, b] = x.map(|x| quantized(x, inverse) as u32 & 0xffff);
+        *to = a | (b << 16);
     }
 }
 
 dispatch! {
-    fn group(
-        kind: Kind, rounded: bool, plain: &[f32], grouped: &mut [u32], scales: &mut [f32],
-    ) = group_body unfused
+    /// Numbers rounded to bf16, one in a group.
+    fn rounded(row: &[f32], groups: &mut [u32]) = rounded_body unfused
+}
+dispatch! {
+    /// Numbers to 16-bit integers, two in a group.
+    fn integer_pairs(row: &[f32], inverse: f32, groups: &mut [u32]) = integer_pairs_body unfused
+}
+dispatch! {
+    /// The scale that takes the largest number of a row to 127.
+    fn row_scale(row: &[f32]) -> f32 = int8_scale unfused
 }

@@ -291,32 +291,3 @@ impl Memory {
         unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), n_sums) }
     }
 }
-
-/// Depth to which rows are padded before they are transposed, so that there are no edges.
-pub(super) const STEP: usize = 16;
-
-/// `out[p * n + r] = rows[r * depth + p]`: the transpose of `n` rows of `depth` groups, `n` being
-/// [`Sizes::mr`] or [`Sizes::nr`] and `depth` a multiple of [`STEP`]. Where `n` is `mr`, up to `STEP`
-/// groups beyond are written.
-pub(super) fn interleave(isa: Isa, n: usize, rows: &[u32], depth: usize, out: &mut [u32]) {
-    let Sizes { mr, nr } = Sizes::of(isa);
-    assert!(depth.is_multiple_of(STEP) && rows.len() >= n * depth && (n == mr || n == nr));
-    assert!(depth == 0 || out.len() >= n * depth + if n == mr { STEP } else { 0 });
-    match isa.0 {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => {
-            // SAFETY: the `Isa` value proves the features; the lengths are asserted.
-            unsafe { x86::interleave_avx2(n, rows.as_ptr(), depth, out.as_mut_ptr()) }
-        }
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => {
-            // SAFETY: likewise.
-            unsafe { x86::interleave_avx512(n, rows.as_ptr(), depth, out.as_mut_ptr()) }
-        }
-        Level::Scalar => {
-            for (p, out) in out.chunks_exact_mut(n).take(depth).enumerate() {
-                out.iter_mut().enumerate().for_each(|(r, out)| *out = rows[r * depth + p]);
-            }
-        }
-    }
-}

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::columns::{self, Form};
 use super::lines::Lines;
-use super::tile::{STEP, interleave};
+use super::interleave::{Rows, STEP, interleave};
 use super::{Kind, PackedRows, Precision, Sizes};
 use crate::Isa;
 use crate::gemm::Matrix;
@@ -206,7 +206,8 @@ impl Panel<'_> {
         memory.grouped.resize(nr * depth, 0);
         let grouped = &mut memory.grouped;
         group_weights(isa, precision, nr, &memory.plain, grouped, self.scales, self.moved);
-        interleave(isa, nr, grouped, depth, self.groups);
+        let rows = Rows { data: grouped, held: nr, stride: depth };
+        interleave(isa, nr, rows, depth, self.groups);
     }
 
     /// Outputs that lie side by side already.
