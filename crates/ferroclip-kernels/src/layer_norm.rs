@@ -13,8 +13,8 @@ use crate::math::lane_sum;
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = lane_sum(x.len(), |i| x[i]) / n;
-    let variance = lane_sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    let mean = lane_sum([x], |[x]| x) / n;
+    let variance = lane_sum([x], |[x]| (x - mean) * (x - mean)) / n;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
@@ -45,8 +45,9 @@ fn backward_body<M: MulAdd>(
     assert!(dgain.len() == n && dbias.len() == n);
     for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
         let (mean, r) = moments(x, eps);
-        let mean_g = lane_sum(n, |i| gain[i] * dy[i]) / n as f32;
-        let mean_gh = lane_sum(n, |i| gain[i] * dy[i] * ((x[i] - mean) * r)) / n as f32;
+        let mean_g = lane_sum([gain, dy], |[gain, dy]| gain * dy) / n as f32;
+        let gh = |[gain, dy, x]: [f32; 3]| gain * dy * ((x - mean) * r);
+        let mean_gh = lane_sum([gain, dy, x], gh) / n as f32;
         for i in 0..n {
             let h = (x[i] - mean) * r;
             dx[i] = r * (gain[i] * dy[i] - mean_g - h * mean_gh);

@@ -49,23 +49,38 @@ pub(crate) fn erf<M: MulAdd>(x: f32) -> f32 {
     (x * p / q).clamp(-1.0, 1.0)
 }
 
-/// Sum of `f(i)` over `0..n` in sixteen lanes that are added in a fixed order: the same value on
-/// every call, and a shape that the compiler turns into vector code.
+/// Numbers that a lane-wise sum takes at a time.
+pub(crate) const LANES: usize = 16;
+
+/// Sum of `f` over the elements of slices of one length, in sixteen lanes that are added in a fixed order:
+/// the same value on every call, and a shape that the compiler turns into vector code.
 #[inline(always)]
-pub(crate) fn lane_sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; 16];
-    let whole = n / 16 * 16;
-    let mut i = 0;
-    while i < whole {
+pub(crate) fn lane_sum<const K: usize>(xs: [&[f32]; K], f: impl Fn([f32; K]) -> f32) -> f32 {
+    // Blocks of a fixed length have no bounds to check, which would keep the loop scalar.
+    let parts = xs.map(|x| x.as_chunks::<LANES>());
+    let mut lanes = [0.0; LANES];
+    for i in 0..parts[0].0.len() {
+        let blocks = parts.map(|(blocks, _)| &blocks[i]);
         for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(i + l);
+            *lane += f(blocks.map(|block| block[l]));
         }
-        i += 16;
     }
-    for (l, i) in (whole..n).enumerate() {
-        lanes[l] += f(i);
+    for (l, lane) in lanes.iter_mut().enumerate().take(parts[0].1.len()) {
+        *lane += f(parts.map(|(_, rest)| rest[l]));
     }
     lanes.iter().sum()
+}
+
+/// The largest element, or minus infinity; NaN is passed over.
+#[inline(always)]
+pub(crate) fn lane_max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for block in blocks {
+        lanes.iter_mut().zip(block).for_each(|(lane, &x)| *lane = larger(*lane, x));
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |top, &x| larger(top, x))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ impl Hit {
 fn dots_body(a: &[f32], b: &[f32], dim: usize, out: &mut [f32], ld: usize) {
     for (a, out) in a.chunks_exact(dim).zip(out.chunks_mut(ld)) {
         for (b, out) in b.chunks_exact(dim).zip(out) {
-            *out = lane_sum(dim, |i| a[i] * b[i]);
+            *out = lane_sum([a, b], |[a, b]| a * b);
         }
     }
 }

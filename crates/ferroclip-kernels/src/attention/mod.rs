@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::Isa;
 use crate::gemm::{Matrix, Onto, Scratch, gemm_serial};
 use crate::isa::{MulAdd, dispatch};
-use crate::math::{exp, lane_sum};
+use crate::math::{LANES, exp, lane_max, lane_sum};
 use crate::packed::Precision;
 pub use pooled::{attend_row, attention_pooled, attention_pooled_backward};
 
@@ -213,21 +213,21 @@ pub fn attend_backward(
     let before = prefix.rows(shape);
     probabilities(isa, shape, qkv, prefix, n, head, scratch);
     let AttentionScratch { p, dp, gemm } = scratch;
-    let all = before + n;
-    dp.resize(n * all, 0.0);
+    let (all, stride) = (before + n, row_of(before + n));
+    dp.resize(n * stride, 0.0);
     let [q, k, v] = [0, 1, 2].map(|third| part(qkv, shape, head, third));
     let [prefix_k, prefix_v] = prefix.head(shape, head);
     let dout = Matrix::rows(&dout[head * d..], width);
-    gemm_serial([n, n, d], dout, v.transposed(), &mut dp[before..], all, Onto::Nothing, gemm);
+    gemm_serial([n, n, d], dout, v.transposed(), &mut dp[before..], stride, Onto::Nothing, gemm);
     if before > 0 {
-        gemm_serial([n, before, d], dout, prefix_v.transposed(), dp, all, Onto::Nothing, gemm);
+        gemm_serial([n, before, d], dout, prefix_v.transposed(), dp, stride, Onto::Nothing, gemm);
     }
     let ld = 3 * width;
     let place = |third: usize| third * width + head * d;
     let [p_prefix, p_own] = columns(p, before, n);
     let dv = &mut dqkv[place(2)..];
     gemm_serial([n, d, n], p_own.transposed(), dout, dv, ld, Onto::Nothing, gemm);
-    score_gradient(isa, all, shape.scale(), p, dp);
+    score_gradient(isa, [all, stride], shape.scale(), p, dp);
     let [d_prefix_scores, d_scores] = columns(dp, before, n);
     let dk = &mut dqkv[place(1)..];
     gemm_serial([n, d, n], d_scores.transposed(), q, dk, ld, Onto::Nothing, gemm);
@@ -244,7 +244,7 @@ pub fn attend_backward(
 
 /// The columns of the prefix and those of the span itself, of a matrix with a row for each of its `n` rows.
 fn columns(x: &[f32], before: usize, n: usize) -> [Matrix<'_>; 2] {
-    [0, before].map(|first| Matrix::rows(&x[first..], before + n))
+    [0, before].map(|first| Matrix::rows(&x[first..], row_of(before + n)))
 }
 
 /// Q (0), K (1) or V (2) of one head.
@@ -253,7 +253,12 @@ fn part(qkv: &[f32], shape: AttentionShape, head: usize, third: usize) -> Matrix
     Matrix::rows(&qkv[start..], 3 * shape.width())
 }
 
-/// P of one head into `buffers.p`, `[n, rows of the prefix + n]`.
+/// Elements from one row of scores to the next: whole registers.
+fn row_of(scores: usize) -> usize {
+    scores.next_multiple_of(LANES)
+}
+
+/// P of one head into `buffers.p`: `n` rows of the prefix's and `n` scores, [`row_of`] them apart.
 fn probabilities(
     isa: Isa,
     shape: AttentionShape,
@@ -266,56 +271,74 @@ fn probabilities(
     let (before, d) = (prefix.rows(shape), shape.head_width);
     let all = before + n;
     let AttentionScratch { p, gemm, .. } = buffers;
-    p.resize(n * all, 0.0);
+    let stride = row_of(all);
+    p.resize(n * stride, 0.0);
     let (q, k) = (part(qkv, shape, head, 0), part(qkv, shape, head, 1));
-    gemm_serial([n, n, d], q, k.transposed(), &mut p[before..], all, Onto::Nothing, gemm);
+    gemm_serial([n, n, d], q, k.transposed(), &mut p[before..], stride, Onto::Nothing, gemm);
     if before > 0 {
         let [k, _] = prefix.head(shape, head);
-        gemm_serial([n, before, d], q, k.transposed(), p, all, Onto::Nothing, gemm);
+        gemm_serial([n, before, d], q, k.transposed(), p, stride, Onto::Nothing, gemm);
     }
-    softmax_rows(isa, all, before, shape.scale(), shape.causal, p);
+    softmax_rows(isa, [all, stride], before, shape.scale(), shape.causal, p);
 }
 
 /// Each row of `x` becomes softmax(scale x) over its first `seen` elements, 0 beyond.
 #[inline(always)]
 fn softmax_row<M: MulAdd>(x: &mut [f32], seen: usize, scale: f32) {
-    let (x, hidden) = x.split_at_mut(seen);
-    let top = x.iter().fold(f32::NEG_INFINITY, |top, &x| if x > top { x } else { top });
+    let top = lane_max(&x[..seen]);
+    // A few more than are seen, where the row has them: whole registers are faster.
+    let (x, hidden) = x.split_at_mut(seen.next_multiple_of(LANES).min(x.len()));
     for x in x.iter_mut() {
         *x = exp::<M>((*x - top) * scale);
     }
-    let inverse = 1.0 / lane_sum(x.len(), |i| x[i]);
+    x[seen..].fill(0.0);
+    let inverse = 1.0 / lane_sum([x], |[x]| x);
     for x in x.iter_mut() {
         *x *= inverse;
     }
     hidden.fill(0.0);
 }
 
-/// Rows of `n` scores, the first `before` of which all rows see.
+/// Rows of `n` scores, `stride` apart, the first `before` of which all rows see; what lies between them
+/// becomes 0.
 #[inline(always)]
-fn softmax_rows_body<M: MulAdd>(n: usize, before: usize, scale: f32, causal: bool, x: &mut [f32]) {
-    for (i, row) in x.chunks_exact_mut(n).enumerate() {
+fn softmax_rows_body<M: MulAdd>(
+    [n, stride]: [usize; 2],
+    before: usize,
+    scale: f32,
+    causal: bool,
+    x: &mut [f32],
+) {
+    for (i, row) in x.chunks_exact_mut(stride).enumerate() {
         softmax_row::<M>(row, if causal { before + i + 1 } else { n }, scale);
     }
 }
 
 dispatch! {
     fn softmax_rows(
-        n: usize, before: usize, scale: f32, causal: bool, x: &mut [f32],
+        row: [usize; 2], before: usize, scale: f32, causal: bool, x: &mut [f32],
     ) = softmax_rows_body
 }
 
-/// dP becomes dS = s P (dP - rowsum(P dP)).
+/// dP becomes dS = s P (dP - rowsum(P dP)), for rows of `n` elements, `stride` apart.
 #[inline(always)]
-fn score_gradient_body<M: MulAdd>(n: usize, scale: f32, p: &[f32], dp: &mut [f32]) {
-    for (p, dp) in p.chunks_exact(n).zip(dp.chunks_exact_mut(n)) {
-        let sum = lane_sum(n, |j| p[j] * dp[j]);
-        for j in 0..n {
-            dp[j] = scale * p[j] * (dp[j] - sum);
+fn score_gradient_body<M: MulAdd>(
+    [n, stride]: [usize; 2],
+    scale: f32,
+    p: &[f32],
+    dp: &mut [f32],
+) {
+    for (p, dp) in p.chunks_exact(stride).zip(dp.chunks_exact_mut(stride)) {
+        let (p, dp) = (&p[..n], &mut dp[..n]);
+        let sum = lane_sum([p, dp], |[p, dp]| p * dp);
+        for (dp, p) in dp.iter_mut().zip(p) {
+            *dp = scale * p * (*dp - sum);
         }
     }
 }
 
 dispatch! {
-    fn score_gradient(n: usize, scale: f32, p: &[f32], dp: &mut [f32]) = score_gradient_body
+    fn score_gradient(
+        row: [usize; 2], scale: f32, p: &[f32], dp: &mut [f32],
+    ) = score_gradient_body
 }

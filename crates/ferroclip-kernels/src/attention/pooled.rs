@@ -62,7 +62,7 @@ fn pooled_scores<M: MulAdd>(
     let d = q.len();
     for (p, kv) in p.iter_mut().zip(kv.chunks_exact(2 * width)) {
         let k = &kv[head * d..(head + 1) * d];
-        *p = lane_sum(d, |c| q[c] * k[c]);
+        *p = lane_sum([q, k], |[q, k]| q * k);
     }
     softmax_row::<M>(p, p.len(), scale);
 }
@@ -117,9 +117,9 @@ fn pooled_backward_body<M: MulAdd>(
         pooled_scores::<M>(q, kv, head, width, shape.scale(), p);
         for (dp, kv) in dp.iter_mut().zip(kv.chunks_exact(2 * width)) {
             let v = &kv[width..][columns.clone()];
-            *dp = lane_sum(d, |c| dout[c] * v[c]);
+            *dp = lane_sum([dout, v], |[dout, v]| dout * v);
         }
-        score_gradient_body::<M>(rows, shape.scale(), p, dp);
+        score_gradient_body::<M>([rows, rows], shape.scale(), p, dp);
         let dq = &mut dq[columns.clone()];
         for (j, (kv, dkv)) in
             kv.chunks_exact(2 * width).zip(dkv.chunks_exact_mut(2 * width)).enumerate()
@@ -154,7 +154,8 @@ fn attend_row_body<M: MulAdd>(
 ) {
     let width = query.len();
     p.clear();
-    p.extend(rows.chunks_exact(width).map(|row| lane_sum(width, |c| query[c] * row[c])));
+    let score = |row| lane_sum([query, row], |[query, x]| query * x);
+    p.extend(rows.chunks_exact(width).map(score));
     let n = p.len();
     softmax_row::<M>(p, n, scale);
     out.fill(0.0);
