@@ -2,6 +2,15 @@
 
 use crate::isa::MulAdd;
 
+/// 1.5 * 2^23: adding it and taking it away rounds to the nearest integer, of two to the even one.
+const ROUND: f32 = 12_582_912.0;
+
+/// The nearest integer of a number below 2^22 in size, without a branch.
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i32 {
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32
+}
+
 /// `e^x`, within 2 ulp over the range that does not overflow; inputs outside are clamped.
 ///
 /// Cephes' method: x = n ln 2 + r with ln 2 in two parts, a polynomial of degree 5 for e^r, and
@@ -10,9 +19,8 @@ use crate::isa::MulAdd;
 #[expect(clippy::excessive_precision, reason = "the published coefficients, digit by digit")]
 pub(crate) fn exp<M: MulAdd>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    let n = M::mul_add(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = M::mul_add(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = M::mul_add(n, -0.693_359_375, x);
     let r = M::mul_add(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
@@ -22,8 +30,9 @@ pub(crate) fn exp<M: MulAdd>(x: f32) -> f32 {
     p = M::mul_add(p, r, 1.666_666_5e-1);
     p = M::mul_add(p, r, 5.000_000_1e-1);
     let e = M::mul_add(p * r, r, r) + 1.0;
-    let bits = ((n as i32) + 127) << 23;
-    e * f32::from_bits(bits as u32)
+    // n stands in the lowest bits of `shifted`. A cast, which must also be right for numbers that no i32
+    // holds, would be done lane by lane.
+    e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
 /// The error function, within 3e-7 absolute.

@@ -11,6 +11,7 @@ use super::{Kind, PackedRows, Precision, Sizes};
 use crate::Isa;
 use crate::gemm::Matrix;
 use crate::isa::dispatch;
+use crate::math::nearest;
 
 /// A matrix of weights, `outputs` x `inputs`, packed for one instruction set and precision.
 #[derive(Clone, Debug)]
@@ -312,10 +313,7 @@ pub(super) fn inverse(scale: f32) -> f32 {
 /// The nearest integer of -127 to 127.
 #[inline(always)]
 pub(super) fn quantized(x: f32, inverse: f32) -> i32 {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer, of two to the even one.
-    const ROUND: f32 = 12_582_912.0;
-    let rounded = (x * inverse + ROUND) - ROUND;
-    rounded.clamp(-127.0, 127.0) as i32
+    nearest((x * inverse).clamp(-127.0, 127.0))
 }
 
 #[inline(always)]
