@@ -26,7 +26,7 @@ use ferroclip_kernels::{
 use rayon::prelude::*;
 
 use crate::cpu::Cpu;
-use crate::engine::{Memory, TASK_ROWS, Task, parts, row_tasks, run, span_tasks};
+use crate::engine::{Memory, Task, parts, row_tasks, run, span_tasks, task_rows};
 use crate::{
     LayerNorm, Linear, Spans, activation, attention, attention_half, attention_pooled, mlp_half,
     select_rows,
@@ -130,7 +130,8 @@ impl AttentionBlock {
         let mut x = Cpu::packed_operand(x);
         assert_eq!([spans.rows() * self.width()], [x.data().len()], "rows of x and of spans");
         let norm = self.norm.values();
-        let tasks = span_tasks(spans, rayon::current_num_threads(), TASK_ROWS);
+        let tasks =
+            span_tasks(spans, rayon::current_num_threads(), task_rows(in_proj.weights.precision()));
         let length = |task: &Task| rows_of(spans, task) * self.width();
         run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
             let Memory { rows, wide: qkv, mixed, attention } = memory;
@@ -164,7 +165,8 @@ impl AttentionBlock {
         let bias = self.in_proj.bias_values();
         let isa = Isa::active();
         let mut out = vec![0.0; pooled.len() * width];
-        let tasks = span_tasks(spans, rayon::current_num_threads(), TASK_ROWS);
+        let tasks =
+            span_tasks(spans, rayon::current_num_threads(), task_rows(weights.query.precision()));
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, &mut out, length), |memory, task, out| {
             let first = spans.offsets()[task.range.start];
@@ -266,7 +268,7 @@ impl Mlp {
         let [n, width] = x.dims();
         let mut x = Cpu::packed_operand(x);
         let norm = self.norm.values();
-        let tasks = row_tasks(n, rayon::current_num_threads(), TASK_ROWS);
+        let tasks = row_tasks(n, rayon::current_num_threads(), task_rows(c_fc.weights.precision()));
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
             let Memory { rows, wide: hidden, .. } = memory;

@@ -3,19 +3,30 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use ferroclip_kernels::{AttentionScratch, Isa, PackedRows};
+use ferroclip_kernels::{AttentionScratch, Isa, PackedRows, Precision};
 use rayon::prelude::*;
 
 use crate::Spans;
 
 /// Rows that go through an operation together on one core: their values stay in its second-level
 /// cache, and the weights are read once for all of them.
-pub(crate) const TASK_ROWS: usize = 128;
+const TASK_ROWS: usize = 128;
+/// The same where products are in bf16 or int8: they take so little time that what lies between them counts
+/// for more, and it fits in less memory.
+const SHORT_TASK_ROWS: usize = 72;
 /// The same in training, where what lies between the products is written to memory anyway: smaller
 /// tasks leave less to wait for at the end.
 pub(crate) const TRAINING_TASK_ROWS: usize = 64;
 /// A core's share of rows below which all cores work on one product together instead.
 const MIN_SHARE: usize = 24;
+
+/// Rows of a task whose products are in a precision.
+pub(crate) fn task_rows(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => TASK_ROWS,
+        Precision::Bf16 | Precision::Int8 => SHORT_TASK_ROWS,
+    }
+}
 
 /// A part of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use ferroclip_kernels::{
 };
 
 use crate::cpu::{Cpu, input, operands};
-use crate::engine::{Memory, TASK_ROWS, Task, parts, row_tasks, run};
+use crate::engine::{Memory, Task, parts, row_tasks, run, task_rows};
 use crate::threads::{column_sums, zeros};
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
@@ -79,7 +79,7 @@ impl Packed {
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
         let x = Cpu::packed_operand(x);
         let mut y = zeros(n * outputs);
-        let tasks = row_tasks(n, rayon::current_num_threads(), TASK_ROWS);
+        let tasks = row_tasks(n, rayon::current_num_threads(), task_rows(self.weights.precision()));
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
             let x = &x.data()[task.range.start * width..task.range.end * width];

@@ -322,12 +322,7 @@ dispatch! {
 
 /// dP becomes dS = s P (dP - rowsum(P dP)), for rows of `n` elements, `stride` apart.
 #[inline(always)]
-fn score_gradient_body<M: MulAdd>(
-    [n, stride]: [usize; 2],
-    scale: f32,
-    p: &[f32],
-    dp: &mut [f32],
-) {
+fn score_gradient_body<M: MulAdd>([n, stride]: [usize; 2], scale: f32, p: &[f32], dp: &mut [f32]) {
     for (p, dp) in p.chunks_exact(stride).zip(dp.chunks_exact_mut(stride)) {
         let (p, dp) = (&p[..n], &mut dp[..n]);
         let sum = lane_sum([p, dp], |[p, dp]| p * dp);

@@ -36,12 +36,16 @@ pub(super) fn interleave(isa: Isa, n: usize, rows: Rows<u32>, depth: usize, out:
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => {
             // SAFETY: the `Isa` value proves the features; the lengths are checked.
-            unsafe { x86::interleave_avx2([n, held], data.as_ptr(), stride, depth, out.as_mut_ptr()) }
+            unsafe {
+                x86::interleave_avx2([n, held], data.as_ptr(), stride, depth, out.as_mut_ptr())
+            }
         }
         #[cfg(target_arch = "x86_64")]
         Level::Avx512(_) => {
             // SAFETY: likewise.
-            unsafe { x86::interleave_avx512([n, held], data.as_ptr(), stride, depth, out.as_mut_ptr()) }
+            unsafe {
+                x86::interleave_avx512([n, held], data.as_ptr(), stride, depth, out.as_mut_ptr())
+            }
         }
         Level::Scalar => {
             let group = |r: usize, p: usize| if r < held { data[r * stride + p] } else { 0 };
@@ -86,7 +90,14 @@ pub(super) fn interleave_quads(
     // SAFETY: the `Isa` value proves the features; the lengths are checked.
     unsafe {
         let size = [n, rows.held];
-        x86::interleave_quads(size, rows.data.as_ptr(), rows.stride, inverses, depth, out.as_mut_ptr());
+        x86::interleave_quads(
+            size,
+            rows.data.as_ptr(),
+            rows.stride,
+            inverses,
+            depth,
+            out.as_mut_ptr(),
+        );
     }
 }
 

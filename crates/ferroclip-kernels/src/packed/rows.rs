@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::columns::{self, Form};
-use super::lines::{Lines, bits};
 use super::interleave::{Rows, STEP, interleave};
 #[cfg(target_arch = "x86_64")]
 use super::interleave::{interleave_pairs, interleave_quads};
+use super::lines::{Lines, bits};
 use super::weights::{self, bf16_bits, int8_scale, quantized};
 use super::{Kind, Precision, Sizes};
 use crate::Isa;

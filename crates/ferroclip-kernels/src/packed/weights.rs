@@ -5,8 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::columns::{self, Form};
-use super::lines::Lines;
 use super::interleave::{Rows, STEP, interleave};
+use super::lines::Lines;
 use super::{Kind, PackedRows, Precision, Sizes};
 use crate::Isa;
 use crate::gemm::Matrix;
