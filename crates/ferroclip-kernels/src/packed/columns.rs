@@ -35,38 +35,50 @@ pub(super) fn pack(
     pack(isa, form, data, [held, col, depth], out);
 }
 
+/// Row `k` of what is packed, with zeros in place of what is not held. A function, as a closure that is called
+/// more than once would be compiled by itself, for the lowest set.
+#[inline(always)]
+fn row<const W: usize>(data: &[f32], [held, col, depth]: [usize; 3], k: usize) -> [f32; W] {
+    if k >= depth {
+        return [0.0; W];
+    }
+    let from = &data[k * col..];
+    match from.first_chunk() {
+        // Of a fixed length, so that it is no call.
+        Some(whole) if held == W => *whole,
+        _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
+    }
+}
+
 #[inline(always)]
 fn pack_body<const W: usize>(
     form: Form,
     data: &[f32],
-    [held, col, depth]: [usize; 3],
+    shape @ [_, _, depth]: [usize; 3],
     out: &mut [u32],
 ) {
-    let row = |k: usize| -> [f32; W] {
-        if k >= depth {
-            return [0.0; W];
-        }
-        let from = &data[k * col..];
-        match from.first_chunk() {
-            // Of a fixed length, so that it is no call.
-            Some(whole) if held == W => *whole,
-            _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
-        }
-    };
-    let out = out.as_chunks_mut::<W>().0.iter_mut();
+    let out = out.as_chunks_mut::<W>().0;
     match form {
         Form::F32 => {
-            out.take(depth).enumerate().for_each(|(k, out)| *out = row(k).map(f32::to_bits))
+            for (k, out) in out.iter_mut().take(depth).enumerate() {
+                *out = row::<W>(data, shape, k).map(f32::to_bits);
+            }
         }
         Form::Rounded => {
             // Weights in bf16 are pairs: behind an odd depth they have a zero, which wants another.
-            let out = out.take(depth.next_multiple_of(2)).enumerate();
-            out.for_each(|(k, out)| *out = row(k).map(bf16_bits));
+            for (k, out) in out.iter_mut().take(depth.next_multiple_of(2)).enumerate() {
+                *out = row::<W>(data, shape, k).map(bf16_bits);
+            }
         }
-        Form::Pairs => out.take(depth.div_ceil(2)).enumerate().for_each(|(group, out)| {
-            let [a, b] = [row(2 * group), row(2 * group + 1)];
-            *out = std::array::from_fn(|r| bf16_pair(a[r], b[r]));
-        }),
+        Form::Pairs => {
+            for (group, out) in out.iter_mut().take(depth.div_ceil(2)).enumerate() {
+                let a = row::<W>(data, shape, 2 * group);
+                let b = row::<W>(data, shape, 2 * group + 1);
+                for (out, (a, b)) in out.iter_mut().zip(a.into_iter().zip(b)) {
+                    *out = bf16_pair(a, b);
+                }
+            }
+        }
     }
 }
 
