@@ -1,4 +1,4 @@
-"""Records of the comparison, and README's table of the newest one.
+"""Records of the comparison, and README's tables of the newest day.
 
     python3 benchmarks/peers/record.py [--check]
 
@@ -130,12 +130,17 @@ def page(path: Path) -> str:
 
 
 def readme_table() -> str:
+    """The records of the newest day: one for each processor."""
     paths = sorted(RECORDS.glob("*.json"))
-    if not paths:
-        return "No record yet.\n"
-    record = json.loads(paths[-1].read_text())
+    newest = [path for path in paths if path.name[:10] == paths[-1].name[:10]]
+    return "\n".join(map(readme_part, newest)) or "No record yet.\n"
+
+
+def readme_part(path: Path) -> str:
+    record = json.loads(path.read_text())
     found = record["processor"]
-    last = f"\n{found['model']}, {found['cores']} cores, {paths[-1].name[:10]}; [all figures](benchmarks/records/{paths[-1].stem}.md).\n"
+    widest = " with AVX-512" if "avx512f" in found["sets"] else ""
+    last = f"\n{found['model']}{widest}, {found['cores']} cores, {path.name[:10]}; [all figures](benchmarks/records/{path.stem}.md).\n"
     return "\n".join(table(record)) + "\n" + last
 
 
