@@ -310,10 +310,12 @@ pub(super) fn inverse(scale: f32) -> f32 {
     if scale > 0.0 { 1.0 / scale } else { 0.0 }
 }
 
-/// The nearest integer of -127 to 127.
+/// The nearest integer of -127 to 127. NaN, which only a row or weight that is lost already has, becomes
+/// one of them, too.
 #[inline(always)]
 pub(super) fn quantized(x: f32, inverse: f32) -> i32 {
-    nearest((x * inverse).clamp(-127.0, 127.0))
+    // Unlike `clamp`, these pass over NaN.
+    nearest((x * inverse).max(-127.0).min(127.0))
 }
 
 #[inline(always)]
