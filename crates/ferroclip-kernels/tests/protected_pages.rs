@@ -96,7 +96,7 @@ fn everywhere(test: impl Fn(Isa, &dyn Fn(usize) -> Guarded)) {
 #[test]
 fn products() {
     everywhere(|isa, make| {
-        for [m, n, k] in [[1, 1, 1], [7, 17, 33], [13, 33, 5], [25, 40, 801]] {
+        for [m, n, k] in [[1, 1, 1], [7, 17, 33], [13, 33, 5], [13, 33, 128], [25, 40, 801]] {
             let (a, b, mut c, bias) = (make(m * k), make(k * n), make(m * n), make(n));
             for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
                 for flags in 0..4 {
@@ -114,9 +114,7 @@ fn products() {
                 }
                 let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(&b, k));
                 let mut rows = PackedRows::default();
-                rows.fill(isa, precision, [m, k], |i, row| {
-                    row.copy_from_slice(&a[i * k..(i + 1) * k]);
-                });
+                rows.fill_matrix(isa, precision, [m, k], Matrix::rows(&a, k));
                 for kind in [Activation::Gelu, Activation::QuickGelu] {
                     let finish = Finish::Activate(kind);
                     multiply(&weights, &rows, Some(&bias), finish, &mut c, n, true);

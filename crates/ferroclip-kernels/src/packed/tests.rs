@@ -166,3 +166,25 @@ fn memory_of_an_earlier_product_is_not_read() {
         }
     }
 }
+
+/// Rows that lie in memory and rows that are written one by one become the same tiles, whatever their
+/// length is.
+#[test]
+fn rows_are_packed_alike_from_where_they_lie() {
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for [m, n, k] in [[13, 40, 64], [12, 33, 128], [25, 7, 192], [5, 16, 50]] {
+                let (x, w) = (values(m * k, 1), values(n * k, 2));
+                let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(&w, k));
+                let mut lying = PackedRows::default();
+                lying.fill_matrix(isa, precision, [m, k], Matrix::rows(&x, k));
+                let products = [packed(isa, precision, [m, k], &x), lying].map(|rows| {
+                    let mut out = vec![0.0; m * n];
+                    multiply(&weights, &rows, None, Finish::Store, &mut out, n, false);
+                    out
+                });
+                assert_eq!(products[0], products[1], "{isa:?} {precision:?} {m} {n} {k}");
+            }
+        }
+    }
+}

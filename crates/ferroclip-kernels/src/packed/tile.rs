@@ -9,8 +9,8 @@ use super::{KC, Kind, PackedRows, PackedWeights, Sizes};
 use crate::Isa;
 use crate::isa::Level;
 
-/// Steps of k between two prefetches: on AVX-512 two take 48 cycles, and a panel of a few rows passes in less
-/// prefetches than it has cache lines if they are rarer.
+/// Steps of k between two prefetches. With eight, the rows of a task pass an AVX-512 panel in fewer prefetches
+/// than the next block has cache lines.
 const AHEAD: usize = 2;
 
 /// One tile: `rows` x NR sums over `depth` groups.

@@ -15,7 +15,7 @@ struct Groups {
     stride: usize,
 }
 
-/// Pairs of bf16 from numbers.
+/// Pairs of bf16 from numbers; the instruction takes those below 2^-126 for 0.
 struct Pairs {
     rows: *const f32,
     stride: usize,
