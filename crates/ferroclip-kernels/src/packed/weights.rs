@@ -313,8 +313,8 @@ pub(super) fn inverse(scale: f32) -> f32 {
 /// The nearest integer of -127 to 127. NaN, which only a row or weight that is lost already has, becomes
 /// one of them, too.
 #[inline(always)]
+#[expect(clippy::manual_clamp, reason = "`clamp` keeps NaN, whose integer would be out of range")]
 pub(super) fn quantized(x: f32, inverse: f32) -> i32 {
-    // Unlike `clamp`, these pass over NaN.
     nearest((x * inverse).max(-127.0).min(127.0))
 }
 
