@@ -1,10 +1,13 @@
 //! Which instruction set the kernels run on, decided once at run time.
 //!
-//! The environment variable `FERROCLIP_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`)
-//! forces a set that is lower than the best one present, so that tests can cover all of them on
+//! The environment variable `FERROCLIP_ISA` (`scalar`, `avx2`, `avx512`, `avx512vnni`, `avx512bf16`,
+//! `amx`) forces a set that is lower than the best one present, so that tests can cover all of them on
 //! one machine. A set that the processor lacks is never chosen.
 
 use std::sync::OnceLock;
+
+#[cfg(target_arch = "x86_64")]
+use crate::amx;
 
 /// An instruction set that this processor has.
 ///
@@ -33,6 +36,8 @@ pub(crate) enum Dots {
     Vnni,
     /// bf16 as well.
     VnniBf16,
+    /// Whole tiles of both as well.
+    Amx,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +48,10 @@ impl Dots {
 
     pub(crate) fn bf16(self) -> bool {
         self >= Dots::VnniBf16
+    }
+
+    pub(crate) fn amx(self) -> bool {
+        self >= Dots::Amx
     }
 }
 
@@ -78,6 +87,9 @@ impl Isa {
                     sets.push(Isa(Level::Avx512(Dots::Vnni)));
                     if is_x86_feature_detected!("avx512bf16") {
                         sets.push(Isa(Level::Avx512(Dots::VnniBf16)));
+                        if amx::present() {
+                            sets.push(Isa(Level::Avx512(Dots::Amx)));
+                        }
                     }
                 }
             }
@@ -97,6 +109,8 @@ impl Isa {
             Level::Avx512(Dots::Vnni) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(Dots::VnniBf16) => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(Dots::Amx) => "amx",
         }
     }
 }

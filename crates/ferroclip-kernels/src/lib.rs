@@ -9,6 +9,8 @@ mod activation;
 mod adamw;
 #[cfg(feature = "mimalloc")]
 mod allocator;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod batch_norm;
 mod contrastive;

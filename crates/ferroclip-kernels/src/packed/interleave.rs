@@ -1,6 +1,5 @@
 //! Rows to tiles and panels: `out[p][r]` from row `r`, group `p`.
 
-use super::Sizes;
 #[cfg(target_arch = "x86_64")]
 use super::x86_interleave as x86;
 use crate::Isa;
@@ -26,11 +25,11 @@ impl<T> Rows<'_, T> {
     }
 }
 
-/// `out[p * n + r] = rows[r][p]`: the transpose of `n` rows of `depth` groups, `n` being [`Sizes::mr`] or
-/// [`Sizes::nr`] and `depth` a multiple of [`STEP`]. Rows that are not held become zeros. Where `n` is `mr`, up
+/// `out[p * n + r] = rows[r][p]`: the transpose of `n` rows of `depth` groups, `n` being 6, 12, 16 or 32
+/// and `depth` a multiple of [`STEP`]. Rows that are not held become zeros. Where `n` is 6 or 12, up
 /// to `STEP` groups beyond are written.
 pub(super) fn interleave(isa: Isa, n: usize, rows: Rows<u32>, depth: usize, out: &mut [u32]) {
-    check(isa, n, rows, depth, depth, out);
+    check(n, rows, depth, depth, out);
     let Rows { data, held, stride } = rows;
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
@@ -62,7 +61,7 @@ pub(super) fn interleave(isa: Isa, n: usize, rows: Rows<u32>, depth: usize, out:
 /// Where the set has no products of such pairs.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn interleave_pairs(isa: Isa, n: usize, rows: Rows<f32>, depth: usize, out: &mut [u32]) {
-    check(isa, n, rows, depth, 2 * depth, out);
+    check(n, rows, depth, 2 * depth, out);
     assert!(matches!(isa.0, Level::Avx512(dots) if dots.bf16()));
     // SAFETY: the `Isa` value proves the features; the lengths are checked.
     unsafe {
@@ -85,7 +84,7 @@ pub(super) fn interleave_quads(
     depth: usize,
     out: &mut [u32],
 ) {
-    check(isa, n, rows, depth, 4 * depth, out);
+    check(n, rows, depth, 4 * depth, out);
     assert!(matches!(isa.0, Level::Avx512(dots) if dots.vnni()) && inverses.len() >= rows.held);
     // SAFETY: the `Isa` value proves the features; the lengths are checked.
     unsafe {
@@ -101,9 +100,45 @@ pub(super) fn interleave_quads(
     }
 }
 
-fn check<T>(isa: Isa, n: usize, rows: Rows<T>, depth: usize, width: usize, out: &[u32]) {
-    let Sizes { mr, nr } = Sizes::of(isa);
-    assert!(n == mr || n == nr);
+/// Rows of numbers that are rounded to pairs of bf16, 16 groups of a row side by side: `out[p / 16][r][p % 16]`
+/// from row `r`, group `p`. Rows that are not held become zeros.
+///
+/// # Panics
+/// Where the set has no products of such tiles.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn tile_pairs(isa: Isa, rows: Rows<f32>, depth: usize, out: &mut [u32]) {
+    check(16, rows, depth, 2 * depth, out);
+    assert!(matches!(isa.0, Level::Avx512(dots) if dots.amx()));
+    // SAFETY: the `Isa` value proves the features; the lengths are checked.
+    unsafe {
+        x86::tile_pairs(rows.held, rows.data.as_ptr(), rows.stride, depth, out.as_mut_ptr());
+    }
+}
+
+/// [`tile_pairs`] of integers, four in a group, each row's times its inverse scale.
+///
+/// # Panics
+/// Where the set has no products of such tiles.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn tile_quads(
+    isa: Isa,
+    rows: Rows<f32>,
+    inverses: &[f32],
+    depth: usize,
+    out: &mut [u32],
+) {
+    check(16, rows, depth, 4 * depth, out);
+    assert!(matches!(isa.0, Level::Avx512(dots) if dots.amx()) && inverses.len() >= rows.held);
+    // SAFETY: the `Isa` value proves the features; the lengths are checked.
+    unsafe {
+        let Rows { data, held, stride } = rows;
+        x86::tile_quads(held, data.as_ptr(), stride, inverses, depth, out.as_mut_ptr());
+    }
+}
+
+fn check<T>(n: usize, rows: Rows<T>, depth: usize, width: usize, out: &[u32]) {
+    assert!(matches!(n, 6 | 12 | 16 | 32));
     assert!(depth.is_multiple_of(STEP) && rows.held <= n && rows.have(width));
-    assert!(depth == 0 || out.len() >= n * depth + if n == mr { STEP } else { 0 });
+    let beyond = if n.is_multiple_of(STEP) { 0 } else { STEP };
+    assert!(depth == 0 || out.len() >= n * depth + beyond);
 }

@@ -27,6 +27,8 @@ mod rows;
 mod tile;
 mod weights;
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_interleave;
@@ -64,6 +66,10 @@ pub(crate) enum Kind {
     I16Pairs,
     /// Four integers, the rows' moved to 0..=255: `vpdpbusd`.
     U8Quads,
+    /// Two bf16, 16 groups of a row at a time: `tdpbf16ps`.
+    Bf16Tiles,
+    /// Four integers likewise: `tdpbssd`.
+    I8Tiles,
 }
 
 /// Groups of a block of k: the panel's part is 24 KiB with 16 columns, 48 KiB with 32.
@@ -75,6 +81,10 @@ impl Kind {
     fn new(isa: Isa, precision: Precision) -> Kind {
         match (precision, isa.0) {
             (Precision::F32, _) => Kind::F32,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Level::Avx512(dots)) if dots.amx() => Kind::Bf16Tiles,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Int8, Level::Avx512(dots)) if dots.amx() => Kind::I8Tiles,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Level::Avx512(dots)) if dots.bf16() => Kind::Bf16Pairs,
             (Precision::Bf16, _) => Kind::F32,
@@ -88,9 +98,19 @@ impl Kind {
     fn elements(self) -> usize {
         match self {
             Kind::F32 => 1,
-            Kind::Bf16Pairs | Kind::I16Pairs => 2,
-            Kind::U8Quads => 4,
+            Kind::Bf16Pairs | Kind::I16Pairs | Kind::Bf16Tiles => 2,
+            Kind::U8Quads | Kind::I8Tiles => 4,
         }
+    }
+
+    /// Whether 16 groups of 16 rows are multiplied at once.
+    fn tiles(self) -> bool {
+        matches!(self, Kind::Bf16Tiles | Kind::I8Tiles)
+    }
+
+    /// Whether sums are integers.
+    fn integers(self) -> bool {
+        matches!(self, Kind::I16Pairs | Kind::U8Quads | Kind::I8Tiles)
     }
 }
 
@@ -102,9 +122,11 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// As many sums as the registers hold: 6 x 2 of 16, or 12 x 2 of 32.
-    fn of(isa: Isa) -> Sizes {
+    /// As many sums as the registers hold: 6 x 2 of 16, or 12 x 2 of 32; or one of two tiles.
+    fn of(isa: Isa, kind: Kind) -> Sizes {
         match isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) if kind.tiles() => Sizes { mr: 16, nr: 32 },
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => Sizes { mr: 12, nr: 32 },
             _ => Sizes { mr: 6, nr: 16 },
@@ -173,7 +195,7 @@ fn part(
     let nr = weights.nr();
     let blocks = ((rows.len() + BLOCK_ROWS / 2) / BLOCK_ROWS).max(1);
     let tiles = rows.tiles().div_ceil(blocks);
-    let mut memory = tile::Memory::default();
+    let mut memory = tile::Memory::new(weights);
     for first in (0..rows.tiles()).step_by(tiles) {
         let tiles = first..(first + tiles).min(rows.tiles());
         let held = rows.rows_of(tiles.clone());

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::columns::{self, Form};
 use super::interleave::{Rows, STEP, interleave};
 #[cfg(target_arch = "x86_64")]
-use super::interleave::{interleave_pairs, interleave_quads};
+use super::interleave::{interleave_pairs, interleave_quads, tile_pairs, tile_quads};
 use super::lines::{Lines, bits};
 use super::weights::{self, bf16_bits, int8_scale, quantized};
 use super::{Kind, Precision, Sizes};
@@ -20,7 +20,8 @@ pub struct PackedRows {
     made_for: Option<(Isa, Precision)>,
     rows: usize,
     width: usize,
-    /// `[tiles][depth][mr]`, where `depth` is a multiple of 16.
+    /// `[tiles][depth][mr]`, where `depth` is a multiple of 16; of tiles that are multiplied whole
+    /// `[tiles][depth / 16][mr][16]`.
     groups: Lines,
     /// Int8: what each row's integers are multiplied with.
     scales: Vec<f32>,
@@ -62,17 +63,29 @@ impl PackedRows {
         [n, width]: [usize; 2],
         Matrix { data, col, .. }: Matrix,
     ) {
-        let (kind, Sizes { mr, .. }) = (Kind::new(isa, precision), Sizes::of(isa));
+        let kind = Kind::new(isa, precision);
+        let mr = Sizes::of(isa, kind).mr;
         let depth = self.begin(isa, precision, [n, width]);
         let form = match (precision, kind) {
             (Precision::F32, _) => Form::F32,
-            (_, Kind::Bf16Pairs) => Form::Pairs,
+            (_, Kind::Bf16Pairs | Kind::Bf16Tiles) => Form::Pairs,
             _ => Form::Rounded,
         };
         for first in (0..n).step_by(mr) {
             let held = mr.min(n - first);
             let tile = &mut self.groups.groups_mut()[first * depth..][..mr * depth];
-            columns::pack(isa, mr, form, &data[first..], [held, col, width], tile);
+            let shape = [held, col, width];
+            if !kind.tiles() {
+                columns::pack(isa, mr, form, &data[first..], shape, tile);
+                continue;
+            }
+            self.grouped.reserve(mr * depth);
+            let grouped = &mut self.grouped.groups_mut()[..mr * depth];
+            grouped[width.div_ceil(2) * mr..].fill(0);
+            columns::pack(isa, mr, form, &data[first..], shape, grouped);
+            for (grouped, tile) in grouped.chunks_exact(mr * STEP).zip(tile.chunks_exact_mut(mr * STEP)) {
+                interleave(isa, mr, Rows { data: grouped, held: STEP, stride: mr }, STEP, tile);
+            }
         }
     }
 
@@ -90,8 +103,8 @@ impl PackedRows {
                 out.copy_from_slice(&data[i * stride..][..width]);
             });
         }
-        let mr = Sizes::of(isa).mr;
         self.begin(isa, precision, [n, width]);
+        let mr = self.mr();
         for first in (0..n).step_by(mr) {
             let rows = Rows { data: &data[first * stride..], held: mr.min(n - first), stride };
             self.pack_tile(isa, precision, first, rows);
@@ -106,8 +119,9 @@ impl PackedRows {
         [n, width]: [usize; 2],
         mut write: impl FnMut(usize, &mut [f32]),
     ) {
-        let (kind, Sizes { mr, .. }) = (Kind::new(isa, precision), Sizes::of(isa));
+        let kind = Kind::new(isa, precision);
         let stride = self.begin(isa, precision, [n, width]) * kind.elements();
+        let mr = self.mr();
         let mut plain = std::mem::take(&mut self.plain);
         if plain.len() != mr * stride || stride != width {
             // Behind a row's end there are zeros.
@@ -159,6 +173,10 @@ impl PackedRows {
             (_, Kind::Bf16Pairs) => return interleave_pairs(isa, mr, rows, depth, tile),
             #[cfg(target_arch = "x86_64")]
             (_, Kind::U8Quads) => return interleave_quads(isa, mr, rows, &inverses, depth, tile),
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::Bf16Tiles) => return tile_pairs(isa, rows, depth, tile),
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::I8Tiles) => return tile_quads(isa, rows, &inverses, depth, tile),
             _ => {}
         }
         self.grouped.reserve(held * depth);
@@ -187,7 +205,7 @@ impl PackedRows {
     }
 
     fn mr(&self) -> usize {
-        self.made_for.map_or(1, |(isa, _)| Sizes::of(isa).mr)
+        self.made_for.map_or(1, |(isa, precision)| Sizes::of(isa, Kind::new(isa, precision)).mr)
     }
 
     pub(super) fn tiles(&self) -> usize {

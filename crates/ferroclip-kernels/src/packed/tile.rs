@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::lines::Lines;
 #[cfg(target_arch = "x86_64")]
-use super::x86;
+use super::{amx, x86};
 use super::{KC, Kind, PackedRows, PackedWeights, Sizes};
 use crate::Isa;
 use crate::isa::Level;
@@ -206,20 +206,32 @@ fn kernel(isa: Isa, kind: Kind) -> Kernel {
         (Level::Avx512(_), Kind::Bf16Pairs) => x86::avx512_bf16,
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512(_), Kind::U8Quads) => x86::avx512_vnni,
+        (_, Kind::Bf16Tiles | Kind::I8Tiles) => unreachable!("multiplied in tiles"),
         (Level::Scalar, Kind::F32) => plain_f32,
         (Level::Scalar, _) => plain_i16,
     }
 }
 
 /// Memory of one thread for the sums of a panel.
-#[derive(Default)]
 pub(super) struct Memory {
     sums: Lines,
     /// A block of a panel that was widened.
     wide: Lines,
+    #[cfg(target_arch = "x86_64")]
+    registers: Option<crate::amx::Tiles>,
 }
 
 impl Memory {
+    /// Memory, and registers, for products of one kind.
+    pub(super) fn new(weights: &PackedWeights) -> Memory {
+        Memory {
+            sums: Lines::default(),
+            wide: Lines::default(),
+            #[cfg(target_arch = "x86_64")]
+            registers: if weights.kind().tiles() { amx::registers(weights.isa()) } else { None },
+        }
+    }
+
     /// The sums of some tiles of rows with one panel, as numbers: `[rows][nr]`.
     pub(super) fn panel(
         &mut self,
@@ -228,10 +240,16 @@ impl Memory {
         tiles: Range<usize>,
         panel: usize,
     ) -> &mut [f32] {
-        let (kind, nr) = (weights.kind(), weights.nr());
+        let kind = weights.kind();
+        let Sizes { mr, nr } = Sizes::of(weights.isa(), kind);
         let held = rows.rows_of(tiles.clone());
         let n_sums = held.len() * nr;
-        self.sums.reserve(n_sums);
+        self.sums.reserve(tiles.len() * mr * nr);
+        #[cfg(target_arch = "x86_64")]
+        if let Some(registers) = &self.registers {
+            amx::panel(registers, weights, rows, tiles, panel, self.sums.groups_mut());
+            return self.numbers(weights, rows, held, panel);
+        }
         let stored = weights.panel(panel);
         // Widening makes two groups of one.
         let widened = if weights.widens() { 2 } else { 1 };
@@ -269,8 +287,8 @@ impl Memory {
             let mut left = held.len();
             for i in tiles.clone() {
                 let a = rows.tile(kind, i, k0);
-                tile.rows = left.min(Sizes::of(weights.isa()).mr);
-                assert!(a.len() >= tile.depth * Sizes::of(weights.isa()).mr);
+                tile.rows = left.min(mr);
+                assert!(a.len() >= tile.depth * mr);
                 assert!(block.len() >= tile.depth * nr);
                 tile.a = a.as_ptr();
                 // SAFETY: the set is one that an `Isa` value proves; the tile and the block hold
@@ -283,8 +301,20 @@ impl Memory {
                 left -= tile.rows;
             }
         }
+        self.numbers(weights, rows, held, panel)
+    }
+
+    /// The sums of these rows with a panel, of integers or of numbers, as numbers.
+    fn numbers(
+        &mut self,
+        weights: &PackedWeights,
+        rows: &PackedRows,
+        held: Range<usize>,
+        panel: usize,
+    ) -> &mut [f32] {
+        let n_sums = held.len() * weights.nr();
         let sums = &mut self.sums.groups_mut()[..n_sums];
-        if matches!(kind, Kind::I16Pairs | Kind::U8Quads) {
+        if weights.kind().integers() {
             weights.scale_sums(panel, rows.scales(held), sums);
         }
         // SAFETY: u32 and f32 have one size and alignment, and every bit pattern is an f32.

@@ -110,7 +110,7 @@ impl PackedWeights {
     }
 
     pub(super) fn nr(&self) -> usize {
-        Sizes::of(self.isa).nr
+        Sizes::of(self.isa, self.kind()).nr
     }
 
     pub(super) fn panels(&self) -> usize {
@@ -134,7 +134,8 @@ impl PackedWeights {
     /// The stored groups of a panel.
     pub(super) fn panel(&self, panel: usize) -> &[u32] {
         let nr = self.nr();
-        &self.groups.groups()[panel * self.stride() * nr..][..self.depth() * nr]
+        let depth = if self.kind().tiles() { self.stride() } else { self.depth() };
+        &self.groups.groups()[panel * self.stride() * nr..][..depth * nr]
     }
 
     /// Whether a panel must be widened before it is multiplied.
@@ -186,7 +187,7 @@ impl Panel<'_> {
         weight: Matrix,
         memory: &mut Memory,
     ) {
-        let nr = Sizes::of(isa).nr;
+        let nr = Sizes::of(isa, Kind::new(isa, precision)).nr;
         if weight.row == 1 && precision != Precision::Int8 {
             return self.pack_columns(isa, precision, nr, inputs, weight);
         }
@@ -224,6 +225,8 @@ impl Panel<'_> {
         let data = &weight.data[self.columns.start..];
         let shape = [self.columns.len(), weight.col, inputs];
         columns::pack(isa, nr, form, data, shape, self.groups);
+        // Tiles are multiplied whole.
+        self.groups[inputs.div_ceil(stored_elements(precision)) * nr..].fill(0);
     }
 }
 

@@ -21,8 +21,8 @@ struct Pairs {
     stride: usize,
 }
 
-/// Four integers each, moved to 0..=255, from numbers and what takes each row's to -127..=127.
-struct Quads<'a> {
+/// Four integers each from numbers and what takes each row's to -127..=127; where `MOVED`, moved to 0..=255.
+struct Quads<'a, const MOVED: bool> {
     rows: *const f32,
     stride: usize,
     inverses: &'a [f32],
@@ -48,7 +48,7 @@ impl Source for Pairs {
     }
 }
 
-impl Source for Quads<'_> {
+impl<const MOVED: bool> Source for Quads<'_, MOVED> {
     #[inline(always)]
     unsafe fn load(&self, row: usize, group: usize) -> __m512 {
         // SAFETY: likewise; a group is four numbers.
@@ -63,7 +63,10 @@ impl Source for Quads<'_> {
             let bytes = _mm512_inserti32x4::<1>(bytes, quarter(1));
             let bytes = _mm512_inserti32x4::<2>(bytes, quarter(2));
             let bytes = _mm512_inserti32x4::<3>(bytes, quarter(3));
-            _mm512_castsi512_ps(_mm512_xor_si512(bytes, _mm512_set1_epi8(i8::MIN)))
+            match MOVED {
+                true => _mm512_castsi512_ps(_mm512_xor_si512(bytes, _mm512_set1_epi8(i8::MIN))),
+                false => _mm512_castsi512_ps(bytes),
+            }
         }
     }
 }
@@ -168,7 +171,58 @@ pub(super) unsafe fn interleave_quads(
     out: *mut u32,
 ) {
     // SAFETY: the caller's promise, passed on.
-    unsafe { interleave16(size, &Quads { rows, stride, inverses }, depth, out) }
+    unsafe { interleave16(size, &Quads::<true> { rows, stride, inverses }, depth, out) }
+}
+
+/// Sixteen rows of `depth` groups as `[depth / 16][16][16]`; those from `held` on are zeros.
+///
+/// # Safety
+/// The processor has AVX-512 and what the source needs, which holds `held <= 16` rows of `depth` groups,
+/// `depth` being a multiple of 16; `out` points to `16 * depth`.
+#[inline(always)]
+unsafe fn tile16(held: usize, source: &impl Source, depth: usize, out: *mut u32) {
+    for r in 0..16 {
+        for p in (0..depth).step_by(16) {
+            // SAFETY: the caller vouches for the instructions, and for 16 groups from p on in row r.
+            unsafe {
+                let groups = if r < held { source.load(r, p) } else { _mm512_setzero_ps() };
+                _mm512_storeu_ps(out.add(p * 16 + r * 16).cast(), groups);
+            }
+        }
+    }
+}
+
+/// Rows of numbers, to a tile of pairs of bf16.
+///
+/// # Safety
+/// As [`tile16`]; rows are `stride` numbers apart.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn tile_pairs(
+    held: usize,
+    rows: *const f32,
+    stride: usize,
+    depth: usize,
+    out: *mut u32,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { tile16(held, &Pairs { rows, stride }, depth, out) }
+}
+
+/// Rows of numbers, to a tile of four integers each.
+///
+/// # Safety
+/// As [`tile16`]; rows are `stride` numbers apart.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn tile_quads(
+    held: usize,
+    rows: *const f32,
+    stride: usize,
+    inverses: &[f32],
+    depth: usize,
+    out: *mut u32,
+) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe { tile16(held, &Quads::<false> { rows, stride, inverses }, depth, out) }
 }
 
 /// The transpose of 8 rows of 8: pairs, then fours, then halves of the registers.
