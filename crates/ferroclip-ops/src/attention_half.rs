@@ -48,7 +48,7 @@ pub(crate) fn forward(block: &AttentionBlock, x: &Tensor<2>, spans: &Spans) -> O
         parts(&tasks, &mut qkv, kept(3)).into_iter().zip(parts(&tasks, &mut mixed, kept(1)));
     run(&tasks, ys.zip(kepts), |memory, task, (y, (kept_qkv, kept_mixed))| {
         let x = &half.x.data()[spans.offsets()[task.range.start] * width..][..y.len()];
-        let Memory { rows, wide, mixed, attention } = memory;
+        let Memory { rows, wide, mixed, attention, .. } = memory;
         let (qkv, mixed) = match keep {
             true => (kept_qkv, kept_mixed),
             false => {

@@ -21,12 +21,12 @@ use std::sync::Arc;
 use burn::prelude::*;
 use ferroclip_kernels::{
     Activation, AttentionScratch, AttentionShape, Finish, Isa, Matrix, PackedRows, PackedWeights,
-    Precision, Prefix, attend, attend_row, multiply,
+    Precision, Prefix, attend, attend_row, multiply, task_rows,
 };
 use rayon::prelude::*;
 
 use crate::cpu::Cpu;
-use crate::engine::{Memory, Task, parts, row_tasks, run, span_tasks, task_rows};
+use crate::engine::{Memory, Task, parts, row_tasks, run, span_tasks};
 use crate::{
     LayerNorm, Linear, Spans, activation, attention, attention_half, attention_pooled, mlp_half,
     select_rows,
@@ -130,11 +130,10 @@ impl AttentionBlock {
         let mut x = Cpu::packed_operand(x);
         assert_eq!([spans.rows() * self.width()], [x.data().len()], "rows of x and of spans");
         let norm = self.norm.values();
-        let tasks =
-            span_tasks(spans, rayon::current_num_threads(), task_rows(in_proj.weights.precision()));
+        let tasks = span_tasks(spans, rayon::current_num_threads(), in_proj.task_rows());
         let length = |task: &Task| rows_of(spans, task) * self.width();
         run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
-            let Memory { rows, wide: qkv, mixed, attention } = memory;
+            let Memory { rows, wide: qkv, mixed, attention, .. } = memory;
             qkv.resize(3 * x.len(), 0.0);
             mixed.resize(x.len(), 0.0);
             norm.fill(rows, in_proj, x);
@@ -165,8 +164,8 @@ impl AttentionBlock {
         let bias = self.in_proj.bias_values();
         let isa = Isa::active();
         let mut out = vec![0.0; pooled.len() * width];
-        let tasks =
-            span_tasks(spans, rayon::current_num_threads(), task_rows(weights.query.precision()));
+        let task_rows = task_rows(isa, weights.query.precision());
+        let tasks = span_tasks(spans, rayon::current_num_threads(), task_rows);
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, &mut out, length), |memory, task, out| {
             let first = spans.offsets()[task.range.start];
@@ -268,15 +267,14 @@ impl Mlp {
         let [n, width] = x.dims();
         let mut x = Cpu::packed_operand(x);
         let norm = self.norm.values();
-        let tasks = row_tasks(n, rayon::current_num_threads(), task_rows(c_fc.weights.precision()));
+        let tasks = row_tasks(n, rayon::current_num_threads(), c_fc.task_rows());
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
-            let Memory { rows, wide: hidden, .. } = memory;
-            hidden.resize(task.range.len() * c_fc.weights.outputs(), 0.0);
+            let Memory { rows, next, wide, .. } = memory;
             norm.fill(rows, c_fc, x);
-            c_fc.multiply(rows, Finish::Activate(self.activation), hidden, task.split);
-            c_proj.fill(rows, hidden);
-            c_proj.multiply(rows, Finish::Add, x, task.split);
+            let finish = Finish::Activate(self.activation);
+            c_fc.multiply_to_rows(rows, finish, wide, next, task.split);
+            c_proj.multiply(next, Finish::Add, x, task.split);
         });
         x.into_tensor()
     }

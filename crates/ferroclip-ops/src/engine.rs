@@ -3,30 +3,16 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use ferroclip_kernels::{AttentionScratch, Isa, PackedRows, Precision};
+use ferroclip_kernels::{AttentionScratch, Isa, PackedRows};
 use rayon::prelude::*;
 
 use crate::Spans;
 
-/// Rows that go through an operation together on one core: their values stay in its second-level
-/// cache, and the weights are read once for all of them.
-const TASK_ROWS: usize = 128;
-/// The same where products are in bf16 or int8: they take so little time that what lies between them counts
-/// for more, and it fits in less memory.
-const SHORT_TASK_ROWS: usize = 72;
-/// The same in training, where what lies between the products is written to memory anyway: smaller
+/// Rows that go through an operation together in training, where what lies between the products is written to memory anyway: smaller
 /// tasks leave less to wait for at the end.
 pub(crate) const TRAINING_TASK_ROWS: usize = 64;
 /// A core's share of rows below which all cores work on one product together instead.
 const MIN_SHARE: usize = 24;
-
-/// Rows of a task whose products are in a precision.
-pub(crate) fn task_rows(precision: Precision) -> usize {
-    match precision {
-        Precision::F32 => TASK_ROWS,
-        Precision::Bf16 | Precision::Int8 => SHORT_TASK_ROWS,
-    }
-}
 
 /// A part of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +68,8 @@ pub(crate) fn row_tasks(rows: usize, threads: usize, task_rows: usize) -> Vec<Ta
 pub(crate) struct Memory {
     /// The operand of a product.
     pub(crate) rows: PackedRows,
+    /// That of the product behind it.
+    pub(crate) next: PackedRows,
     /// Rows of queries, keys and values, or of an MLP's hidden layer.
     pub(crate) wide: Vec<f32>,
     /// Rows between attention and its projection.
@@ -93,6 +81,7 @@ impl Memory {
     fn new() -> Memory {
         Memory {
             rows: PackedRows::default(),
+            next: PackedRows::default(),
             wide: Vec::new(),
             mixed: Vec::new(),
             attention: AttentionScratch::new(Isa::active()),
@@ -145,6 +134,8 @@ pub(crate) fn run<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TASK_ROWS: usize = 128;
 
     fn covered(tasks: &[Task]) -> usize {
         tasks.iter().fold(0, |end, task| {

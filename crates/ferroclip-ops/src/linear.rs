@@ -17,10 +17,11 @@ use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
 use ferroclip_kernels::{
     Finish, Isa, Matrix, Onto, PackedRows, PackedWeights, Precision, gemm, multiply,
+    multiply_to_rows, task_rows,
 };
 
 use crate::cpu::{Cpu, input, operands};
-use crate::engine::{Memory, Task, parts, row_tasks, run, task_rows};
+use crate::engine::{Memory, Task, parts, row_tasks, run};
 use crate::threads::{column_sums, zeros};
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
@@ -67,6 +68,23 @@ impl Packed {
         multiply(&self.weights, rows, self.bias.as_deref(), finish, out, outputs, split);
     }
 
+    /// [`Packed::multiply`] to the rows of the product behind it, of the same precision.
+    pub(crate) fn multiply_to_rows(
+        &self,
+        rows: &PackedRows,
+        finish: Finish,
+        between: &mut Vec<f32>,
+        next: &mut PackedRows,
+        split: bool,
+    ) {
+        multiply_to_rows(&self.weights, rows, self.bias.as_deref(), finish, between, next, split);
+    }
+
+    /// Rows of a task.
+    pub(crate) fn task_rows(&self) -> usize {
+        task_rows(self.weights.isa(), self.weights.precision())
+    }
+
     /// Packs rows of numbers as operands.
     pub(crate) fn fill(&self, rows: &mut PackedRows, x: &[f32]) {
         let width = self.weights.inputs();
@@ -79,7 +97,7 @@ impl Packed {
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
         let x = Cpu::packed_operand(x);
         let mut y = zeros(n * outputs);
-        let tasks = row_tasks(n, rayon::current_num_threads(), task_rows(self.weights.precision()));
+        let tasks = row_tasks(n, rayon::current_num_threads(), self.task_rows());
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
             let x = &x.data()[task.range.start * width..task.range.end * width];

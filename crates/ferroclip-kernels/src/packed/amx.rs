@@ -4,8 +4,8 @@ use super::{Kind, PackedRows, PackedWeights};
 use crate::amx::{Block, GROUPS, PREFETCHES, ROWS, Tiles, one_bf16, one_int8, two_bf16, two_int8};
 use crate::isa::{Isa, Level};
 
-/// Groups of a block of k: the panel's part of 32 KiB leaves the first-level cache room for rows.
-const KC: usize = 256;
+/// Groups of a block of k: the panel's part, 16 KiB, stays in the first-level cache while rows pass by.
+const KC: usize = 128;
 
 /// The tile registers of this thread, where the set has them.
 pub(super) fn registers(isa: Isa) -> Option<Tiles> {

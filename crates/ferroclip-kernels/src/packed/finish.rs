@@ -28,18 +28,25 @@ fn finish_body<M: MulAdd>(
         Finish::Store => each(sums, [nr, at], bias, out, |_, sum| sum),
         Finish::Add => each(sums, [nr, at], bias, out, |was, sum| was + sum),
         Finish::Activate(activation) => {
-            if let Some(bias) = bias {
-                sums.chunks_exact_mut(nr).for_each(|sums| {
-                    sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
-                });
-            }
-            // In one long loop of one kind, which the compiler gives whole registers.
-            match activation {
-                Activation::QuickGelu => activate::<M>(Activation::QuickGelu, sums),
-                Activation::Gelu => activate::<M>(Activation::Gelu, sums),
-            }
+            in_place_body::<M>(Finish::Activate(activation), sums, nr, bias);
             each(sums, [nr, at], None, out, |_, sum| sum);
         }
+    }
+}
+
+/// What becomes of rows of `nr` sums, where they are.
+#[inline(always)]
+fn in_place_body<M: MulAdd>(finish: Finish, sums: &mut [f32], nr: usize, bias: Option<&[f32]>) {
+    if let Some(bias) = bias {
+        sums.chunks_exact_mut(nr).for_each(|sums| {
+            sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+        });
+    }
+    // In one long loop of one kind, which the compiler gives whole registers.
+    match finish {
+        Finish::Activate(Activation::QuickGelu) => activate::<M>(Activation::QuickGelu, sums),
+        Finish::Activate(Activation::Gelu) => activate::<M>(Activation::Gelu, sums),
+        Finish::Store | Finish::Add => {}
     }
 }
 
@@ -80,6 +87,11 @@ fn each(
     }
 }
 
+dispatch! {
+    pub(super) fn in_place(
+        finish: Finish, sums: &mut [f32], nr: usize, bias: Option<&[f32]>,
+    ) = in_place_body
+}
 dispatch! {
     pub(super) fn finish(
         finish: Finish, sums: &mut [f32], place: [usize; 2], bias: Option<&[f32]>,

@@ -38,6 +38,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Isa;
+use crate::gemm::Matrix;
 use crate::isa::Level;
 pub use finish::Finish;
 pub use rows::PackedRows;
@@ -76,6 +77,21 @@ pub(crate) enum Kind {
 const KC: usize = 384;
 /// Rows that pass by a panel together: their part of x stays in the second-level cache.
 const BLOCK_ROWS: usize = 96;
+/// Bytes of rows that pass by a panel together where tiles are multiplied whole, so fast that the panels, which
+/// come from beyond the second-level cache, are what is waited for: as many rows as it holds.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Rows that had best go through several products together on one core: their values stay in its second-level
+/// cache, and the weights are read once for all of them.
+pub fn task_rows(isa: Isa, precision: Precision) -> usize {
+    match (precision, Kind::new(isa, precision)) {
+        (_, Kind::Bf16Tiles | Kind::I8Tiles) => 200,
+        (Precision::F32, _) => 128,
+        // Products take so little time that what lies between them counts for more, and it fits in less
+        // memory.
+        _ => 72,
+    }
+}
 
 impl Kind {
     fn new(isa: Isa, precision: Precision) -> Kind {
@@ -106,6 +122,14 @@ impl Kind {
     /// Whether 16 groups of 16 rows are multiplied at once.
     fn tiles(self) -> bool {
         matches!(self, Kind::Bf16Tiles | Kind::I8Tiles)
+    }
+
+    /// Rows of this many elements that pass by a panel together.
+    fn block_rows(self, width: usize) -> usize {
+        match self.tiles() {
+            true => (BLOCK_BYTES / 4 / width.div_ceil(self.elements()).max(1)).max(32),
+            false => BLOCK_ROWS,
+        }
     }
 
     /// Whether sums are integers.
@@ -183,6 +207,36 @@ pub fn multiply(
     });
 }
 
+/// What [`multiply`] would write, as rows of the next product, `next`; `finish` is not to add. Where the sums can
+/// become rows at once, they do; otherwise they stand in `between` meanwhile.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn multiply_to_rows(
+    weights: &PackedWeights,
+    rows: &PackedRows,
+    bias: Option<&[f32]>,
+    finish: Finish,
+    between: &mut Vec<f32>,
+    next: &mut PackedRows,
+    split: bool,
+) {
+    let (isa, precision) = (weights.isa(), weights.precision());
+    let shape @ [n, outputs] = [rows.len(), weights.outputs()];
+    if split || weights.kind() != Kind::Bf16Tiles {
+        between.resize(n * outputs, 0.0);
+        multiply(weights, rows, bias, finish, between, outputs, split);
+        return next.fill_matrix(isa, precision, shape, Matrix::rows(between, outputs));
+    }
+    assert!(weights.fits(rows), "rows were packed for other weights");
+    assert!(bias.is_none_or(|bias| bias.len() == outputs));
+    next.begin(isa, precision, shape);
+    each_panel(weights, rows, 0..weights.panels(), |tiles, panel, sums| {
+        finish::in_place(isa, finish, sums, weights.nr(), weights.of_panel(panel, bias));
+        next.put(tiles, panel, sums);
+    });
+}
+
 /// The columns of `panels`, which the rows of `out` are cut to.
 fn part(
     weights: &PackedWeights,
@@ -192,20 +246,30 @@ fn part(
     panels: Range<usize>,
     out: &mut [&mut [f32]],
 ) {
-    let nr = weights.nr();
-    let blocks = ((rows.len() + BLOCK_ROWS / 2) / BLOCK_ROWS).max(1);
-    let tiles = rows.tiles().div_ceil(blocks);
+    let (nr, start) = (weights.nr(), panels.start);
+    each_panel(weights, rows, panels, |tiles, panel, sums| {
+        let place = [nr, (panel - start) * nr];
+        let out = &mut out[rows.rows_of(tiles)];
+        finish::finish(weights.isa(), finish, sums, place, weights.of_panel(panel, bias), out);
+    });
+}
+
+/// Calls `done(tiles, panel, sums)` with the sums, `[rows][nr]`, of some tiles of rows and each panel.
+fn each_panel(
+    weights: &PackedWeights,
+    rows: &PackedRows,
+    panels: Range<usize>,
+    mut done: impl FnMut(Range<usize>, usize, &mut [f32]),
+) {
+    let wanted = weights.kind().block_rows(weights.inputs());
+    let blocks = ((rows.len() + wanted / 2) / wanted).max(1);
+    // Two tiles go through a panel together where they are multiplied whole.
+    let tiles = rows.tiles().div_ceil(blocks).next_multiple_of(2);
     let mut memory = tile::Memory::new(weights);
-    for first in (0..rows.tiles()).step_by(tiles) {
+    for first in (0..rows.tiles()).step_by(tiles.max(1)) {
         let tiles = first..(first + tiles).min(rows.tiles());
-        let held = rows.rows_of(tiles.clone());
         for panel in panels.clone() {
-            let sums = memory.panel(weights, rows, tiles.clone(), panel);
-            let column = panel * nr;
-            let cols = nr.min(weights.outputs() - column);
-            let bias = bias.map(|bias| &bias[column..column + cols]);
-            let at = (panel - panels.start) * nr;
-            finish::finish(weights.isa(), finish, sums, [nr, at], bias, &mut out[held.clone()]);
+            done(tiles.clone(), panel, memory.panel(weights, rows, tiles.clone(), panel));
         }
     }
 }

@@ -138,8 +138,25 @@ impl PackedRows {
         self.plain = plain;
     }
 
+    /// Writes the columns of a panel of a product, 32 in each row of `sums`, into these tiles, which are
+    /// multiplied whole.
+    pub(super) fn put(&mut self, tiles: Range<usize>, panel: usize, sums: &[f32]) {
+        const COLUMNS: usize = 32;
+        let Some((isa, precision)) = self.made_for else { return };
+        let (kind, mr) = (Kind::new(isa, precision), self.mr());
+        assert_eq!(kind, Kind::Bf16Tiles, "other rows are not put together by panels");
+        let (rows, depth) = (self.rows, self.depth(kind));
+        for (tile, sums) in tiles.zip(sums.chunks(mr * COLUMNS)) {
+            let held = mr.min(rows - tile * mr);
+            let at = (tile * depth + panel * STEP) * mr;
+            let out = &mut self.groups.groups_mut()[at..at + mr * STEP];
+            #[cfg(target_arch = "x86_64")]
+            tile_pairs(isa, Rows { data: sums, held, stride: COLUMNS }, STEP, out);
+        }
+    }
+
     /// Memory for `n` rows of `width`; returns the groups of a row.
-    fn begin(&mut self, isa: Isa, precision: Precision, [n, width]: [usize; 2]) -> usize {
+    pub(super) fn begin(&mut self, isa: Isa, precision: Precision, [n, width]: [usize; 2]) -> usize {
         self.made_for = Some((isa, precision));
         (self.rows, self.width) = (n, width);
         let (mr, depth) = (self.mr(), self.depth(Kind::new(isa, precision)));

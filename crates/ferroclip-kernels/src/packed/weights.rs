@@ -138,6 +138,12 @@ impl PackedWeights {
         &self.groups.groups()[panel * self.stride() * nr..][..depth * nr]
     }
 
+    /// The part of a bias that belongs to a panel.
+    pub(super) fn of_panel<'a>(&self, panel: usize, bias: Option<&'a [f32]>) -> Option<&'a [f32]> {
+        let columns = panel * self.nr()..self.outputs.min((panel + 1) * self.nr());
+        bias.map(|bias| &bias[columns])
+    }
+
     /// Whether a panel must be widened before it is multiplied.
     pub(super) fn widens(&self) -> bool {
         stored_elements(self.precision) != self.kind().elements()
