@@ -1,5 +1,7 @@
 //! Sums of a panel in tiles: the loop of [`super::tile`] where 16 rows are multiplied at once.
 
+use std::ops::Range;
+
 use super::{Kind, PackedRows, PackedWeights};
 use crate::amx::{Block, GROUPS, PREFETCHES, ROWS, Tiles, one_bf16, one_int8, two_bf16, two_int8};
 use crate::isa::{Isa, Level};
@@ -16,14 +18,17 @@ pub(super) fn registers(isa: Isa) -> Option<Tiles> {
     }
 }
 
-/// `sums[r][c]`, rows of `2 ROWS` and whole tiles of them, from the rows of `tiles` and a panel.
+/// The sums of the rows of `tiles` with a panel, in whole tiles, rows of `2 ROWS`. `done(tiles, sums)` takes
+/// those of one or two tiles as soon as they are there: they still lie in the first-level cache, and the processor
+/// multiplies the next tiles meanwhile.
 pub(super) fn panel(
     registers: &Tiles,
     weights: &PackedWeights,
     rows: &PackedRows,
-    tiles: std::ops::Range<usize>,
+    tiles: Range<usize>,
     panel: usize,
     sums: &mut [u32],
+    mut done: impl FnMut(Range<usize>, &mut [u32]),
 ) {
     let (kind, nr) = (weights.kind(), 2 * ROWS);
     let (two, one) = match kind {
@@ -35,7 +40,8 @@ pub(super) fn panel(
     let depth = stored.len() / nr;
     assert!(sums.len() >= tiles.len() * ROWS * nr && depth.is_multiple_of(GROUPS));
     if depth == 0 {
-        return sums.fill(0);
+        sums.fill(0);
+        return done(tiles, sums);
     }
     let length = depth.div_ceil(depth.div_ceil(KC)).next_multiple_of(GROUPS);
     for k0 in (0..depth).step_by(length) {
@@ -46,12 +52,13 @@ pub(super) fn panel(
             depth: (k1 - k0) / GROUPS,
             a: [std::ptr::null(); 2],
             b: b.as_ptr(),
-            sums: sums.as_mut_ptr(),
+            sums: std::ptr::null_mut(),
             resume: k0 > 0,
             next: stored.as_ptr().wrapping_add(k1 * nr).cast(),
             step: (length * nr * 4).div_ceil(steps),
         };
-        for first in tiles.clone().step_by(2) {
+        for (first, sums) in tiles.clone().step_by(2).zip(sums.chunks_mut(2 * ROWS * nr)) {
+            block.sums = sums.as_mut_ptr();
             let tile = |tile: usize| {
                 let a = rows.tile(kind, tile, k0);
                 assert!(a.len() >= (k1 - k0) * ROWS);
@@ -59,7 +66,7 @@ pub(super) fn panel(
             };
             block.a[0] = tile(first);
             // SAFETY: the kernel is one of the set's; rows and panel hold `depth` tiles (asserted, and by
-            // the slice), `sums` as many as there are tiles of rows.
+            // the slice), and `sums` as many tiles as there are rows for (asserted).
             unsafe {
                 if first + 1 < tiles.end {
                     block.a[1] = tile(first + 1);
@@ -67,7 +74,9 @@ pub(super) fn panel(
                 } else {
                     one(registers, &block);
                 }
-                block.sums = block.sums.wrapping_add(2 * ROWS * nr);
+            }
+            if k1 == depth {
+                done(first..(first + 2).min(tiles.end), sums);
             }
             block.next = block.next.wrapping_add(block.depth * PREFETCHES * block.step);
         }

@@ -231,9 +231,9 @@ pub fn multiply_to_rows(
     assert!(weights.fits(rows), "rows were packed for other weights");
     assert!(bias.is_none_or(|bias| bias.len() == outputs));
     next.begin(isa, precision, shape);
-    each_panel(weights, rows, 0..weights.panels(), |tiles, panel, sums| {
+    each_panel(weights, rows, 0..weights.panels(), |held, panel, sums| {
         finish::in_place(isa, finish, sums, weights.nr(), weights.of_panel(panel, bias));
-        next.put(tiles, panel, sums);
+        next.put(held, panel, sums);
     });
 }
 
@@ -247,14 +247,14 @@ fn part(
     out: &mut [&mut [f32]],
 ) {
     let (nr, start) = (weights.nr(), panels.start);
-    each_panel(weights, rows, panels, |tiles, panel, sums| {
+    each_panel(weights, rows, panels, |held, panel, sums| {
         let place = [nr, (panel - start) * nr];
-        let out = &mut out[rows.rows_of(tiles)];
+        let out = &mut out[held];
         finish::finish(weights.isa(), finish, sums, place, weights.of_panel(panel, bias), out);
     });
 }
 
-/// Calls `done(tiles, panel, sums)` with the sums, `[rows][nr]`, of some tiles of rows and each panel.
+/// Calls `done(rows, panel, sums)` with the sums, `[rows][nr]`, of some rows and each panel.
 fn each_panel(
     weights: &PackedWeights,
     rows: &PackedRows,
@@ -269,7 +269,7 @@ fn each_panel(
     for first in (0..rows.tiles()).step_by(tiles.max(1)) {
         let tiles = first..(first + tiles).min(rows.tiles());
         for panel in panels.clone() {
-            done(tiles.clone(), panel, memory.panel(weights, rows, tiles.clone(), panel));
+            memory.panel(weights, rows, tiles.clone(), panel, |held, sums| done(held, panel, sums));
         }
     }
 }

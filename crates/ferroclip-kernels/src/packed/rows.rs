@@ -138,17 +138,17 @@ impl PackedRows {
         self.plain = plain;
     }
 
-    /// Writes the columns of a panel of a product, 32 in each row of `sums`, into these tiles, which are
-    /// multiplied whole.
-    pub(super) fn put(&mut self, tiles: Range<usize>, panel: usize, sums: &[f32]) {
+    /// Writes the columns of a panel of a product, 32 in each row of `sums`, into these rows, which
+    /// begin with a tile.
+    pub(super) fn put(&mut self, held: Range<usize>, panel: usize, sums: &[f32]) {
         const COLUMNS: usize = 32;
         let Some((isa, precision)) = self.made_for else { return };
         let (kind, mr) = (Kind::new(isa, precision), self.mr());
         assert_eq!(kind, Kind::Bf16Tiles, "other rows are not put together by panels");
-        let (rows, depth) = (self.rows, self.depth(kind));
-        for (tile, sums) in tiles.zip(sums.chunks(mr * COLUMNS)) {
-            let held = mr.min(rows - tile * mr);
-            let at = (tile * depth + panel * STEP) * mr;
+        let depth = self.depth(kind);
+        for (first, sums) in held.step_by(mr).zip(sums.chunks(mr * COLUMNS)) {
+            let held = sums.len() / COLUMNS;
+            let at = first * depth + panel * STEP * mr;
             let out = &mut self.groups.groups_mut()[at..at + mr * STEP];
             #[cfg(target_arch = "x86_64")]
             tile_pairs(isa, Rows { data: sums, held, stride: COLUMNS }, STEP, out);

@@ -232,14 +232,16 @@ impl Memory {
         }
     }
 
-    /// The sums of some tiles of rows with one panel, as numbers: `[rows][nr]`.
+    /// The sums of some tiles of rows with one panel, as numbers, `[rows][nr]`; `done(rows, sums)` takes them,
+    /// those of some rows at a time.
     pub(super) fn panel(
         &mut self,
         weights: &PackedWeights,
         rows: &PackedRows,
         tiles: Range<usize>,
         panel: usize,
-    ) -> &mut [f32] {
+        mut done: impl FnMut(Range<usize>, &mut [f32]),
+    ) {
         let kind = weights.kind();
         let Sizes { mr, nr } = Sizes::of(weights.isa(), kind);
         let held = rows.rows_of(tiles.clone());
@@ -247,8 +249,12 @@ impl Memory {
         self.sums.reserve(tiles.len() * mr * nr);
         #[cfg(target_arch = "x86_64")]
         if let Some(registers) = &self.registers {
-            amx::panel(registers, weights, rows, tiles, panel, self.sums.groups_mut());
-            return self.numbers(weights, rows, held, panel);
+            let sums = self.sums.groups_mut();
+            amx::panel(registers, weights, rows, tiles, panel, sums, |tiles, sums| {
+                let held = rows.rows_of(tiles);
+                done(held.clone(), numbers(weights, rows, held, panel, sums));
+            });
+            return;
         }
         let stored = weights.panel(panel);
         // Widening makes two groups of one.
@@ -301,23 +307,23 @@ impl Memory {
                 left -= tile.rows;
             }
         }
-        self.numbers(weights, rows, held, panel)
+        let sums = numbers(weights, rows, held.clone(), panel, self.sums.groups_mut());
+        done(held, sums);
     }
+}
 
-    /// The sums of these rows with a panel, of integers or of numbers, as numbers.
-    fn numbers(
-        &mut self,
-        weights: &PackedWeights,
-        rows: &PackedRows,
-        held: Range<usize>,
-        panel: usize,
-    ) -> &mut [f32] {
-        let n_sums = held.len() * weights.nr();
-        let sums = &mut self.sums.groups_mut()[..n_sums];
-        if weights.kind().integers() {
-            weights.scale_sums(panel, rows.scales(held), sums);
-        }
-        // SAFETY: u32 and f32 have one size and alignment, and every bit pattern is an f32.
-        unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), n_sums) }
+/// The sums of these rows with a panel, of integers or of numbers, as numbers.
+fn numbers<'a>(
+    weights: &PackedWeights,
+    rows: &PackedRows,
+    held: Range<usize>,
+    panel: usize,
+    sums: &'a mut [u32],
+) -> &'a mut [f32] {
+    let sums = &mut sums[..held.len() * weights.nr()];
+    if weights.kind().integers() {
+        weights.scale_sums(panel, rows.scales(held), sums);
     }
+    // SAFETY: u32 and f32 have one size and alignment, and every bit pattern is an f32.
+    unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()) }
 }
