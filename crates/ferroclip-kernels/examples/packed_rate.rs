@@ -8,9 +8,15 @@ use ferroclip_kernels::{Finish, Isa, Matrix, PackedRows, PackedWeights, Precisio
 fn main() {
     let isa = Isa::active();
     for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-        for [m, n, k] in
-            [[100, 2304, 768], [100, 768, 768], [100, 3072, 768], [100, 768, 3072], [50, 3072, 768], [400, 3072, 768], [400, 768, 3072]]
-        {
+        for [m, n, k] in [
+            [100, 2304, 768],
+            [100, 768, 768],
+            [100, 3072, 768],
+            [100, 768, 3072],
+            [50, 3072, 768],
+            [400, 3072, 768],
+            [400, 768, 3072],
+        ] {
             let (x, w) = (vec![0.5f32; m * k], vec![0.25f32; k * n]);
             let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(&w, k));
             let threads =

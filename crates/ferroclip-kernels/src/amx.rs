@@ -155,6 +155,8 @@ macro_rules! products {
                     next = inout(reg) block.next => _,
                     step = in(reg) block.step,
                     depth = inout(reg) block.depth => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );
             }
@@ -205,6 +207,8 @@ macro_rules! products {
                     next = inout(reg) block.next => _,
                     step = in(reg) block.step,
                     depth = inout(reg) block.depth => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _,
+                    out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );
             }

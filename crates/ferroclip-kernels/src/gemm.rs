@@ -11,7 +11,8 @@ use rayon::prelude::*;
 use crate::Isa;
 use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
 
-/// Inputs that are multiplied before C is written: rows of a task and a slab of B stay in the caches.
+/// Inputs that are multiplied before C is written, in f32; as many in bf16 as take the same memory. Rows of a
+/// task and a slab of B stay in the caches.
 const SLAB: usize = 768;
 /// Rows of a task at most.
 const TASK_ROWS: usize = 96;
@@ -116,7 +117,7 @@ pub fn gemm(
     let split = m < threads * MIN_SHARE;
     let tasks = if split { 1 } else { m.div_ceil(TASK_ROWS).next_multiple_of(threads) };
     let chunk = m.div_ceil(tasks);
-    let slab = slab_of(k);
+    let slab = slab_of(precision, k);
     for k0 in (0..k).step_by(slab) {
         let depth = slab.min(k - k0);
         scratch.columns.repack([n, depth], b.from(k0, 0).transposed());
@@ -151,7 +152,7 @@ pub fn gemm_serial(
         begin(m, n, c, ldc, onto);
     }
     let Scratch { rows, columns } = scratch;
-    let slab = slab_of(k);
+    let slab = slab_of(columns.precision(), k);
     for k0 in (0..k).step_by(slab) {
         let depth = slab.min(k - k0);
         columns.repack([n, depth], b.from(k0, 0).transposed());
@@ -174,8 +175,12 @@ fn check([m, n, k]: [usize; 3], a: Matrix, b: Matrix, c: &[f32], ldc: usize) {
 }
 
 /// Length of the slabs that cover `k`: all but the same, as a short one costs a pass over C, too.
-fn slab_of(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(SLAB).max(1)).max(1)
+fn slab_of(precision: Precision, k: usize) -> usize {
+    let longest = match precision {
+        Precision::F32 => SLAB,
+        Precision::Bf16 | Precision::Int8 => 2 * SLAB,
+    };
+    k.div_ceil(k.div_ceil(longest).max(1)).max(1)
 }
 
 /// A product of no terms.

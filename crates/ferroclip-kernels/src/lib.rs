@@ -39,5 +39,7 @@ pub use fma_rate::fma_rate;
 pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};
 pub use isa::Isa;
 pub use layer_norm::{layer_norm, layer_norm_backward};
-pub use packed::{Finish, PackedRows, PackedWeights, Precision, multiply, multiply_to_rows, task_rows};
+pub use packed::{
+    Finish, PackedRows, PackedWeights, Precision, multiply, multiply_to_rows, task_rows,
+};
 pub use similarity::{Hit, dots, largest, top_k};

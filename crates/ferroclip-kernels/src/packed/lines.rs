@@ -1,5 +1,7 @@
 //! Memory in whole cache lines.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 /// Sixteen groups: one cache line.
@@ -13,15 +15,55 @@ pub(super) struct Lines(Vec<Line>);
 
 /// Lines that one task zeroes.
 const ZEROS: usize = 1 << 14;
+/// Large buffers that a thread keeps for its next product.
+const KEPT: usize = 4;
+
+thread_local! {
+    /// A training step packs each weight twice: memory that was not used before would be zeroed each time.
+    static FREED: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The smallest kept buffer that is long enough.
+fn recycled(lines: usize) -> Option<Vec<Line>> {
+    FREED.with_borrow_mut(|freed| {
+        let fitting = freed.iter().enumerate().filter(|(_, buffer)| buffer.len() >= lines);
+        let (place, _) = fitting.min_by_key(|(_, buffer)| buffer.len())?;
+        Some(freed.swap_remove(place))
+    })
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let buffer = std::mem::take(&mut self.0);
+        if buffer.len() <= ZEROS {
+            return;
+        }
+        // Not while the thread ends, when there is nothing to keep it for.
+        let _ = FREED.try_with(|freed| {
+            let mut freed = freed.borrow_mut();
+            freed.push(buffer);
+            if freed.len() > KEPT {
+                let smallest = freed.iter().enumerate().min_by_key(|(_, buffer)| buffer.len());
+                if let Some((place, _)) = smallest {
+                    freed.swap_remove(place);
+                }
+            }
+        });
+    }
+}
 
 impl Lines {
-    /// At least `n` groups; what they hold is left as it is, or all are zero.
+    /// At least `n` groups; what they hold is of no meaning.
     pub(super) fn reserve(&mut self, n: usize) {
         let lines = n.div_ceil(16);
         if lines <= self.0.len() {
             return;
         }
         if lines > ZEROS {
+            if let Some(buffer) = recycled(lines) {
+                self.0 = buffer;
+                return;
+            }
             let zeros = rayon::iter::repeat_n(Line::default(), lines).with_min_len(ZEROS);
             zeros.collect_into_vec(&mut self.0);
         } else {

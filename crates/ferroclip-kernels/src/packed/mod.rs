@@ -19,6 +19,8 @@
 //! | bf16 | bf16 | rounded to bf16 | f32 |
 //! | int8 | 8 bits, one scale for each output | 8 bits, one scale for each row | exact integers, then f32 |
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod columns;
 mod finish;
 mod interleave;
@@ -26,8 +28,6 @@ mod lines;
 mod rows;
 mod tile;
 mod weights;
-#[cfg(target_arch = "x86_64")]
-mod amx;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]

@@ -83,7 +83,9 @@ impl PackedRows {
             let grouped = &mut self.grouped.groups_mut()[..mr * depth];
             grouped[width.div_ceil(2) * mr..].fill(0);
             columns::pack(isa, mr, form, &data[first..], shape, grouped);
-            for (grouped, tile) in grouped.chunks_exact(mr * STEP).zip(tile.chunks_exact_mut(mr * STEP)) {
+            for (grouped, tile) in
+                grouped.chunks_exact(mr * STEP).zip(tile.chunks_exact_mut(mr * STEP))
+            {
                 interleave(isa, mr, Rows { data: grouped, held: STEP, stride: mr }, STEP, tile);
             }
         }
@@ -156,7 +158,12 @@ impl PackedRows {
     }
 
     /// Memory for `n` rows of `width`; returns the groups of a row.
-    pub(super) fn begin(&mut self, isa: Isa, precision: Precision, [n, width]: [usize; 2]) -> usize {
+    pub(super) fn begin(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        [n, width]: [usize; 2],
+    ) -> usize {
         self.made_for = Some((isa, precision));
         (self.rows, self.width) = (n, width);
         let (mr, depth) = (self.mr(), self.depth(Kind::new(isa, precision)));

@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::lines::Lines;
+use super::{KC, Kind, PackedRows, PackedWeights, Sizes};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, x86};
-use super::{KC, Kind, PackedRows, PackedWeights, Sizes};
 use crate::Isa;
 use crate::isa::Level;
 
