@@ -1,4 +1,4 @@
-"""Records of the comparison, and README's tables of the newest day.
+"""Records of the comparison, and README's tables of the newest of each processor.
 
     python3 benchmarks/peers/record.py [--check]
 
@@ -130,16 +130,17 @@ def page(path: Path) -> str:
 
 
 def readme_table() -> str:
-    """The records of the newest day: one for each processor."""
-    paths = sorted(RECORDS.glob("*.json"))
-    newest = [path for path in paths if path.name[:10] == paths[-1].name[:10]]
-    return "\n".join(map(readme_part, newest)) or "No record yet.\n"
+    """The newest record of each processor."""
+    date = len("2026-11-25-")
+    newest = {path.name[date:]: path for path in sorted(RECORDS.glob("*.json"))}
+    return "\n".join(readme_part(newest[name]) for name in sorted(newest)) or "No record yet.\n"
 
 
 def readme_part(path: Path) -> str:
     record = json.loads(path.read_text())
     found = record["processor"]
-    widest = " with AVX-512" if "avx512f" in found["sets"] else ""
+    names = {"amx_int8": " with AMX", "avx512f": " with AVX-512"}
+    widest = next((name for flag, name in names.items() if flag in found["sets"]), "")
     last = f"\n{found['model']}{widest}, {found['cores']} cores, {path.name[:10]}; [all figures](benchmarks/records/{path.stem}.md).\n"
     return "\n".join(table(record)) + "\n" + last
 
