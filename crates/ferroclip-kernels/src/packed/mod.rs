@@ -207,11 +207,11 @@ pub fn multiply(
     });
 }
 
-/// What [`multiply`] would write, as rows of the next product, `next`; `finish` is not to add. Where the sums can
+/// What [`multiply`] would write, as rows of the next product, `next`, of the same precision. Where the sums can
 /// become rows at once, they do; otherwise they stand in `between` meanwhile.
 ///
 /// # Panics
-/// As [`multiply`].
+/// As [`multiply`], and where `finish` adds.
 pub fn multiply_to_rows(
     weights: &PackedWeights,
     rows: &PackedRows,
@@ -221,6 +221,7 @@ pub fn multiply_to_rows(
     next: &mut PackedRows,
     split: bool,
 ) {
+    assert_ne!(finish, Finish::Add, "rows that are made have nothing to add to");
     let (isa, precision) = (weights.isa(), weights.precision());
     let shape @ [n, outputs] = [rows.len(), weights.outputs()];
     if split || weights.kind() != Kind::Bf16Tiles {

@@ -140,6 +140,42 @@ fn finishes() {
     }
 }
 
+/// Rows that a product makes are its result, packed.
+#[test]
+fn a_product_makes_the_rows_of_the_next() {
+    let n_last = 40;
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for [m, n, k] in SHAPES {
+                let (x, bias) = (values(m * k, 1), values(n, 3));
+                let (w, w_last) = (values(n * k, 2), values(n_last * n, 4));
+                let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(&w, k));
+                let last =
+                    PackedWeights::pack(isa, precision, [n_last, n], Matrix::rows(&w_last, n));
+                let rows = packed(isa, precision, [m, k], &x);
+                let product = |rows: &PackedRows| {
+                    let mut out = vec![0.0; m * n_last];
+                    multiply(&last, rows, None, Finish::Store, &mut out, n_last, false);
+                    out
+                };
+                for finish in [Finish::Store, Finish::Activate(Activation::Gelu)] {
+                    let mut between = vec![0.0; m * n];
+                    multiply(&weights, &rows, Some(&bias), finish, &mut between, n, false);
+                    let want = product(&packed(isa, precision, [m, n], &between));
+                    for split in [false, true] {
+                        // What was there before is of no meaning.
+                        let mut next = packed(isa, precision, [200, 70], &[f32::NAN; 14_000]);
+                        let bias = Some(&bias[..]);
+                        let memory = &mut Vec::new();
+                        multiply_to_rows(&weights, &rows, bias, finish, memory, &mut next, split);
+                        assert_eq!(product(&next), want, "{isa:?} {precision:?} {m} {n} {k}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// What memory held before, NaN at worst, is never multiplied.
 #[test]
 fn memory_of_an_earlier_product_is_not_read() {
