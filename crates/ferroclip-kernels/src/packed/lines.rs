@@ -16,17 +16,19 @@ pub(super) struct Lines(Vec<Line>);
 /// Lines that one task zeroes.
 const ZEROS: usize = 1 << 14;
 /// Large buffers that a thread keeps for its next product.
-const KEPT: usize = 4;
+const KEPT: usize = 8;
 
 thread_local! {
     /// A training step packs each weight twice: memory that was not used before would be zeroed each time.
     static FREED: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The smallest kept buffer that is long enough.
+/// The smallest kept buffer that is long enough; not one of more than twice the length, which weights that stay
+/// would hold for nothing.
 fn recycled(lines: usize) -> Option<Vec<Line>> {
     FREED.with_borrow_mut(|freed| {
-        let fitting = freed.iter().enumerate().filter(|(_, buffer)| buffer.len() >= lines);
+        let fits = lines..=2 * lines;
+        let fitting = freed.iter().enumerate().filter(|(_, buffer)| fits.contains(&buffer.len()));
         let (place, _) = fitting.min_by_key(|(_, buffer)| buffer.len())?;
         Some(freed.swap_remove(place))
     })
