@@ -36,8 +36,12 @@ impl Cpu {
     /// # Panics
     /// When it is no f32 tensor in CPU memory, or on a tape: packed weights have no gradient.
     pub(crate) fn packed_operand<const D: usize>(x: Tensor<D>) -> Cpu {
-        let x = x.try_into_primitive::<Flex>().ok().and_then(Cpu::new);
-        x.expect("packed weights take f32 tensors in CPU memory, without gradients")
+        Cpu::plain(x).expect("packed weights take f32 tensors in CPU memory, without gradients")
+    }
+
+    /// An f32 tensor in CPU memory that is not on a tape.
+    pub(crate) fn plain<const D: usize>(x: Tensor<D>) -> Option<Cpu> {
+        x.try_into_primitive::<Flex>().ok().and_then(Cpu::new)
     }
 
     /// The elements, row by row, to be changed; copied first where another tensor shares them.

@@ -32,7 +32,7 @@ pub use ferroclip_kernels::{Activation, Maps, Moments, Precision};
 pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{Linear, Projection};
 pub use maps::{add_rectified, avg_pool2, conv3x3};
-pub use rows::{Lead, embed_tokens, mean_rows, patch_rows, select_rows, unit_rows};
+pub use rows::{Lead, embed_tokens, mean_rows, patch_rows, select_rows, unit_rows, written_rows};
 pub use spans::Spans;
 pub use tokens::TokenTable;
 

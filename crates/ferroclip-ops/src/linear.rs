@@ -22,6 +22,7 @@ use ferroclip_kernels::{
 
 use crate::cpu::{Cpu, input, operands};
 use crate::engine::{Memory, Task, parts, row_tasks, run};
+use crate::rows::written_rows;
 use crate::threads::{column_sums, zeros};
 
 /// A linear layer: a weight `[out, in]` as checkpoints store it, and perhaps a bias `[out]`.
@@ -93,15 +94,26 @@ impl Packed {
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let ([n, width], outputs) = (x.dims(), self.weights.outputs());
+        let [n, width] = x.dims();
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
         let x = Cpu::packed_operand(x);
+        self.forward_filled(n, |rows, range| {
+            self.fill(rows, &x.data()[range.start * width..range.end * width]);
+        })
+    }
+
+    /// The products of `n` rows, of which `fill` packs those of a task.
+    fn forward_filled(
+        &self,
+        n: usize,
+        fill: impl Fn(&mut PackedRows, Range<usize>) + Sync + Send,
+    ) -> Tensor<2> {
+        let outputs = self.weights.outputs();
         let mut y = zeros(n * outputs);
         let tasks = row_tasks(n, rayon::current_num_threads(), self.task_rows());
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
-            let x = &x.data()[task.range.start * width..task.range.end * width];
-            self.fill(rows, x);
+            fill(rows, task.range.clone());
             self.multiply(rows, Finish::Store, y, task.split);
         });
         Cpu::from_vec(y, &[n, outputs]).into_tensor()
@@ -154,6 +166,25 @@ impl Linear {
                 }
             }
             Layer::Packed(packed) => packed.forward(x),
+        }
+    }
+
+    /// [`Linear::forward`] of `n` rows that `write(i, row)` writes: where the weights are packed, each just
+    /// before it is multiplied.
+    pub fn forward_written(&self, n: usize, write: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<2> {
+        match &self.0 {
+            Layer::Parameter(parameter) => {
+                let weight = &parameter.weight;
+                self.forward(written_rows([n, weight.dims()[1]], &weight.device(), write))
+            }
+            Layer::Packed(packed) => {
+                let (precision, width) = (packed.weights.precision(), packed.weights.inputs());
+                packed.forward_filled(n, |rows, range| {
+                    rows.fill(Isa::active(), precision, [range.len(), width], |i, row| {
+                        write(range.start + i, row);
+                    });
+                })
+            }
         }
     }
 

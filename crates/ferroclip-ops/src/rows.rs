@@ -3,6 +3,8 @@
 use burn::prelude::*;
 use burn::tensor::{Int, TensorData};
 
+use crate::cpu::Cpu;
+use crate::threads::{in_rows, zeros};
 use crate::{Spans, TokenTable};
 
 pub(crate) fn indices(values: impl IntoIterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
@@ -51,6 +53,9 @@ pub fn patch_rows(patches: Tensor<2>, lead: Option<Lead<'_>>, positions: &Tensor
     let [per_image, width] = positions.dims();
     let cells = per_image - usize::from(lead.is_some());
     let n = patches.dims()[0] / cells;
+    if let Some(rows) = plain_patch_rows(&patches, lead, positions) {
+        return rows;
+    }
     let mut x: Tensor<3> = patches.reshape([n, cells, width]);
     if let Some(lead) = lead {
         let lead: Tensor<3> = match lead {
@@ -61,6 +66,50 @@ pub fn patch_rows(patches: Tensor<2>, lead: Option<Lead<'_>>, positions: &Tensor
     }
     let x = x + positions.clone().unsqueeze::<3>();
     x.reshape([n * per_image, width])
+}
+
+/// [`patch_rows`] of tensors in CPU memory without a tape: no copy lies between, and no core waits.
+fn plain_patch_rows(
+    patches: &Tensor<2>,
+    lead: Option<Lead<'_>>,
+    positions: &Tensor<2>,
+) -> Option<Tensor<2>> {
+    let [per_image, width] = positions.dims();
+    let cells = per_image - usize::from(lead.is_some());
+    let n = patches.dims()[0] / cells;
+    let (leads, first) = match lead {
+        Some(Lead::Shared(row)) => (Some(Cpu::plain(row.clone())?), 0),
+        Some(Lead::Each(rows)) => (Some(Cpu::plain(rows.clone())?), width),
+        None => (None, 0),
+    };
+    let (patches, positions) = (Cpu::plain(patches.clone())?, Cpu::plain(positions.clone())?);
+    let mut out = zeros(n * per_image * width);
+    in_rows(&mut out, width, |first_row, rows| {
+        for (row, out) in (first_row..).zip(rows.chunks_exact_mut(width)) {
+            let (image, place) = (row / per_image, row % per_image);
+            let of = match &leads {
+                Some(leads) if place == 0 => &leads.data()[image * first..][..width],
+                Some(_) => &patches.data()[(image * cells + place - 1) * width..][..width],
+                None => &patches.data()[row * width..][..width],
+            };
+            let position = &positions.data()[place * width..][..width];
+            out.iter_mut().zip(of).zip(position).for_each(|((out, x), p)| *out = x + p);
+        }
+    });
+    Some(Cpu::from_vec(out, &[n * per_image, width]).into_tensor())
+}
+
+/// Rows that `write(i, row)` writes, `[n, width]`, in parallel.
+pub fn written_rows(
+    [n, width]: [usize; 2],
+    device: &Device,
+    write: impl Fn(usize, &mut [f32]) + Sync,
+) -> Tensor<2> {
+    let mut rows = zeros(n * width);
+    in_rows(&mut rows, width, |first, rows| {
+        (first..).zip(rows.chunks_exact_mut(width)).for_each(|(i, row)| write(i, row));
+    });
+    Tensor::from_data(TensorData::new(rows, [n, width]), device)
 }
 
 /// The rows at `chosen`, in that order: `[chosen.len(), width]`.

@@ -5,8 +5,9 @@ use burn::prelude::*;
 use burn::tensor::{DType, TensorData};
 
 use crate::{
-    Activation, AttentionBlock, BatchNorm, LayerNorm, Linear, Maps, Mlp, Precision, Projection,
-    Spans, activation, add_rectified, attention, attention_pooled, avg_pool2, conv3x3, layer_norm,
+    Activation, AttentionBlock, BatchNorm, LayerNorm, Lead, Linear, Maps, Mlp, Precision,
+    Projection, Spans, activation, add_rectified, attention, attention_pooled, avg_pool2, conv3x3,
+    layer_norm, patch_rows,
 };
 
 type Op<'a> = dyn Fn(&[Tensor<2>]) -> Tensor<2> + 'a;
@@ -234,6 +235,45 @@ fn packed_halves_agree() {
                 assert!(error <= bound * norm, "{precision:?}, {which}: {error:e} of {norm:e}");
             }
         }
+    }
+}
+
+#[test]
+fn patch_rows_agree() {
+    let [n, cells, width] = [3, 5, 7];
+    let each = |dtype| {
+        let make = |rows, seed| {
+            let data = operand([rows, width], seed);
+            Tensor::<2>::from_data(data, (&Device::flex(), dtype))
+        };
+        let (patches, positions) = (make(n * cells, 1), make(1 + cells, 2));
+        let (shared, leads) = (flat(&make(1, 3)), make(n, 4));
+        [
+            patch_rows(patches.clone(), Some(Lead::Shared(&shared)), &positions),
+            patch_rows(patches.clone(), Some(Lead::Each(&leads)), &positions),
+            patch_rows(patches, None, &make(cells, 5)),
+        ]
+        .map(values)
+    };
+    for (got, want) in each(DType::F32).iter().zip(&each(DType::F64)) {
+        assert_eq!(got.len(), want.len());
+        assert!(got.iter().zip(want).all(|(got, want)| (got - want).abs() < 1e-6));
+    }
+}
+
+#[test]
+fn rows_that_are_written_are_rows() {
+    let [n, width, outputs] = [150, 37, 20];
+    let device = Device::flex();
+    let tensor = |shape, seed| Tensor::<2>::from_data(operand(shape, seed), (&device, DType::F32));
+    let x = tensor([n, width], 1);
+    let numbers: Vec<f32> = values(x.clone()).iter().map(|&x| x as f32).collect();
+    let layer = Linear::new(tensor([outputs, width], 2), None);
+    for layer in [layer.clone(), layer.packed(Precision::F32)] {
+        let written = layer.forward_written(n, |i, row| {
+            row.copy_from_slice(&numbers[i * width..][..width]);
+        });
+        assert_eq!(values(written), values(layer.forward(x.clone())));
     }
 }
 

@@ -207,8 +207,9 @@ pub fn multiply(
     });
 }
 
-/// What [`multiply`] would write, as rows of the next product, `next`, of the same precision. Where the sums can
-/// become rows at once, they do; otherwise they stand in `between` meanwhile.
+/// What [`multiply`] would write, as rows of the next product, `next`, of the same precision. On one thread sums
+/// become rows at once, but for int8, where the whole row decides the scale; otherwise they stand in `between`
+/// meanwhile.
 ///
 /// # Panics
 /// As [`multiply`], and where `finish` adds.
@@ -224,7 +225,7 @@ pub fn multiply_to_rows(
     assert_ne!(finish, Finish::Add, "rows that are made have nothing to add to");
     let (isa, precision) = (weights.isa(), weights.precision());
     let shape @ [n, outputs] = [rows.len(), weights.outputs()];
-    if split || weights.kind() != Kind::Bf16Tiles {
+    if split || precision == Precision::Int8 {
         between.resize(n * outputs, 0.0);
         multiply(weights, rows, bias, finish, between, outputs, split);
         return next.fill_matrix(isa, precision, shape, Matrix::rows(between, outputs));
@@ -234,7 +235,7 @@ pub fn multiply_to_rows(
     next.begin(isa, precision, shape);
     each_panel(weights, rows, 0..weights.panels(), |held, panel, sums| {
         finish::in_place(isa, finish, sums, weights.nr(), weights.of_panel(panel, bias));
-        next.put(held, panel, sums);
+        next.put(held, panel, weights.nr(), sums);
     });
 }
 

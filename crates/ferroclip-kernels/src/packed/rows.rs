@@ -140,20 +140,21 @@ impl PackedRows {
         self.plain = plain;
     }
 
-    /// Writes the columns of a panel of a product, 32 in each row of `sums`, into these rows, which
-    /// begin with a tile.
-    pub(super) fn put(&mut self, held: Range<usize>, panel: usize, sums: &[f32]) {
-        const COLUMNS: usize = 32;
+    /// Writes the columns of a panel of a product, `nr` in each row of `sums`, into these rows, which begin with
+    /// a tile. Panels come in order.
+    pub(super) fn put(&mut self, held: Range<usize>, panel: usize, nr: usize, sums: &[f32]) {
         let Some((isa, precision)) = self.made_for else { return };
+        assert_ne!(precision, Precision::Int8, "the scale of a row is not known before its end");
         let (kind, mr) = (Kind::new(isa, precision), self.mr());
-        assert_eq!(kind, Kind::Bf16Tiles, "other rows are not put together by panels");
-        let depth = self.depth(kind);
-        for (first, sums) in held.step_by(mr).zip(sums.chunks(mr * COLUMNS)) {
-            let held = sums.len() / COLUMNS;
-            let at = first * depth + panel * STEP * mr;
-            let out = &mut self.groups.groups_mut()[at..at + mr * STEP];
-            #[cfg(target_arch = "x86_64")]
-            tile_pairs(isa, Rows { data: sums, held, stride: COLUMNS }, STEP, out);
+        let (depth, in_panel) = (self.depth(kind), nr / kind.elements());
+        let groups = panel * in_panel..((panel + 1) * in_panel).min(depth);
+        for (first, sums) in held.step_by(mr).zip(sums.chunks(mr * nr)) {
+            let rows = Rows { data: sums, held: sums.len() / nr, stride: nr };
+            // The last panel of a tile would write into the next tile, which has its first groups.
+            let end = first * depth + groups.end * mr;
+            let beyond: [u32; STEP] = std::array::from_fn(|i| self.groups.groups()[end + i]);
+            self.pack_groups(isa, precision, first, groups.clone(), rows);
+            self.groups.groups_mut()[end..end + STEP].copy_from_slice(&beyond);
         }
     }
 
@@ -175,18 +176,35 @@ impl PackedRows {
 
     /// The tile that begins with row `first`, from rows that are padded to whole groups.
     fn pack_tile(&mut self, isa: Isa, precision: Precision, first: usize, rows: Rows<f32>) {
-        let (kind, mr) = (Kind::new(isa, precision), self.mr());
+        let kind = Kind::new(isa, precision);
         let depth = self.depth(kind);
+        if precision == Precision::Int8 {
+            for (r, scale) in self.scales[first..first + rows.held].iter_mut().enumerate() {
+                *scale = row_scale(isa, &rows.data[r * rows.stride..][..depth * kind.elements()]);
+            }
+        }
+        self.pack_groups(isa, precision, first, 0..depth, rows);
+    }
+
+    /// These groups of the tile that begins with row `first`, a multiple of [`STEP`], from rows of them alone
+    /// whose scales are known.
+    fn pack_groups(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        first: usize,
+        groups: Range<usize>,
+        rows: Rows<f32>,
+    ) {
+        let (kind, mr) = (Kind::new(isa, precision), self.mr());
         let Rows { data, held, stride } = rows;
-        let row = |r: usize| &data[r * stride..][..depth * kind.elements()];
-        let tile = &mut self.groups.groups_mut()[first * depth..];
-        let scales = &mut self.scales[first..first + held];
+        let at = first * self.depth(kind) + groups.start * mr;
+        let depth = groups.len();
+        let tile = &mut self.groups.groups_mut()[at..];
         let mut inverses = [0.0; 16];
         if precision == Precision::Int8 {
-            for (r, (scale, inverse)) in scales.iter_mut().zip(&mut inverses).enumerate() {
-                *scale = row_scale(isa, row(r));
-                *inverse = weights::inverse(*scale);
-            }
+            let scales = &self.scales[first..first + held];
+            scales.iter().zip(&mut inverses).for_each(|(&scale, to)| *to = weights::inverse(scale));
         }
         match (precision, kind) {
             (Precision::F32, _) => {
@@ -206,9 +224,10 @@ impl PackedRows {
         self.grouped.reserve(held * depth);
         let grouped = &mut self.grouped.groups_mut()[..held * depth];
         for (r, grouped) in grouped.chunks_exact_mut(depth.max(1)).enumerate() {
+            let row = &data[r * stride..][..depth * kind.elements()];
             match precision {
-                Precision::Int8 => integer_pairs(isa, row(r), inverses[r], grouped),
-                _ => rounded(isa, row(r), grouped),
+                Precision::Int8 => integer_pairs(isa, row, inverses[r], grouped),
+                _ => rounded(isa, row, grouped),
             }
         }
         interleave(isa, mr, Rows { data: grouped, held, stride: depth }, depth, tile);

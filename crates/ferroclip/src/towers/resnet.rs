@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use burn::prelude::*;
 use ferroclip_ops::{
     BatchNorm, Lead, Linear, Maps, Moments, Spans, add_rectified, attention_pooled, avg_pool2,
-    conv3x3, mean_rows, patch_rows, select_rows,
+    conv3x3, mean_rows, patch_rows, select_rows, written_rows,
 };
 
 use super::source::Source;
@@ -80,7 +80,12 @@ impl ResNet {
         let [height, width] = self.image.map(|side| side / 2);
         let maps = Maps { n, height, width };
         let first = Unfold { image: self.image, kernel: [3, 3], stride: [2, 2], border: 1 };
-        let x = first.all(pixels, n, &self.pool.positions.device());
+        first.check(pixels, n);
+        let cells = first.cells();
+        let device = self.pool.positions.device();
+        let x = written_rows([n * cells, first.len()], &device, |row, out| {
+            first.write(pixels, row / cells, row % cells, out);
+        });
         let x = self.stem[0].linear(x, mode);
         let x = self.stem[1].conv3x3(x, maps, mode);
         let x = self.stem[2].conv3x3(x, maps, mode);

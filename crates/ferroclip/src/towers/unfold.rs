@@ -1,8 +1,5 @@
 //! Windows of images as rows: a convolution of them is a linear layer.
 
-use burn::prelude::*;
-use burn::tensor::TensorData;
-
 /// Where the windows of an image lie.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unfold {
@@ -30,52 +27,42 @@ impl Unfold {
         rows * columns
     }
 
-    /// A row for each window of each image.
-    pub(super) fn all(&self, pixels: &[f32], n: usize, device: &Device) -> Tensor<2> {
-        let cells = (0..n).flat_map(|i| (0..self.cells()).map(move |cell| (i, cell)));
-        self.chosen(pixels, n, cells, device)
+    /// Numbers of a window.
+    pub(super) fn len(&self) -> usize {
+        3 * self.kernel[0] * self.kernel[1]
     }
 
-    /// A row for each (image, window), in the order of the convolution's weight: channel, row,
-    /// column.
-    pub(super) fn chosen(
-        &self,
-        pixels: &[f32],
-        n: usize,
-        cells: impl Iterator<Item = (usize, usize)>,
-        device: &Device,
-    ) -> Tensor<2> {
-        let [height, width] = self.image;
-        assert_eq!(pixels.len(), n * 3 * height * width, "pixels of {n} images");
-        let (of_image, across) = (self.cells(), self.grid()[1]);
-        let len = 3 * self.kernel[0] * self.kernel[1];
-        let mut rows = Vec::with_capacity(n * of_image * len);
-        for (i, cell) in cells {
-            assert!(cell < of_image, "window {cell} of {of_image}");
-            let corner = [cell / across * self.stride[0], cell % across * self.stride[1]];
-            for c in 0..3 {
-                let plane = &pixels[(i * 3 + c) * height * width..][..height * width];
-                self.window(plane, corner, &mut rows);
-            }
+    /// # Panics
+    /// When these are not the pixels of `n` images.
+    pub(super) fn check(&self, pixels: &[f32], n: usize) {
+        assert_eq!(pixels.len(), n * 3 * self.image[0] * self.image[1], "pixels of {n} images");
+    }
+
+    /// Writes a window of an image of `pixels`, in the order of the convolution's weight: channel, row, column.
+    pub(super) fn write(&self, pixels: &[f32], image: usize, cell: usize, out: &mut [f32]) {
+        let ([height, width], across) = (self.image, self.grid()[1]);
+        assert!(cell < self.cells(), "window {cell} of {}", self.cells());
+        let corner = [cell / across * self.stride[0], cell % across * self.stride[1]];
+        let planes = pixels[image * 3 * height * width..].chunks_exact(height * width);
+        for (plane, out) in planes.zip(out.chunks_exact_mut(self.kernel[0] * self.kernel[1])) {
+            self.window(plane, corner, out);
         }
-        let n_rows = rows.len() / len;
-        Tensor::from_data(TensorData::new(rows, [n_rows, len]), device)
     }
 
     /// The window of a plane whose corner is here, counted with the border.
-    fn window(&self, plane: &[f32], [top, left]: [usize; 2], out: &mut Vec<f32>) {
-        let ([height, width], [down, across], border) = (self.image, self.kernel, self.border);
-        for y in top..top + down {
-            // Columns that are inside, counted with the border.
-            let (from, to) = (left.max(border), (left + across).min(width + border));
+    fn window(&self, plane: &[f32], [top, left]: [usize; 2], out: &mut [f32]) {
+        let ([height, width], across, border) = (self.image, self.kernel[1], self.border);
+        // Columns that are inside, counted with the border.
+        let (from, to) = (left.max(border), (left + across).min(width + border));
+        for (y, out) in (top..).zip(out.chunks_exact_mut(across)) {
             if !(border..height + border).contains(&y) || from >= to {
-                out.resize(out.len() + across, 0.0);
+                out.fill(0.0);
                 continue;
             }
-            out.resize(out.len() + from - left, 0.0);
             let row = &plane[(y - border) * width..][..width];
-            out.extend_from_slice(&row[from - border..to - border]);
-            out.resize(out.len() + left + across - to, 0.0);
+            out[..from - left].fill(0.0);
+            out[from - left..to - left].copy_from_slice(&row[from - border..to - border]);
+            out[to - left..].fill(0.0);
         }
     }
 }

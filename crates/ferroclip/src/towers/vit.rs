@@ -102,18 +102,36 @@ impl VisionTransformer {
 
     /// The rows that enter the first block.
     fn rows(&self, pixels: &[f32], n: usize) -> (Tensor<2>, Spans) {
-        let patches = self.conv.forward(self.patches.all(pixels, n, &self.positions.device()));
+        let cells = self.patches.cells();
+        let patches = self.embed(pixels, n, n * cells, |row| (row / cells, row % cells));
         let x = patch_rows(patches, Some(Lead::Shared(&self.class)), &self.positions);
         (self.norm_pre(x), Spans::uniform(n, 1 + self.patches.cells()))
+    }
+
+    /// A row for each patch, `of(row)` being its image and its place there.
+    fn embed(
+        &self,
+        pixels: &[f32],
+        n: usize,
+        rows: usize,
+        of: impl Fn(usize) -> (usize, usize) + Sync,
+    ) -> Tensor<2> {
+        self.patches.check(pixels, n);
+        self.conv.forward_written(rows, |row, out| {
+            let (image, cell) = of(row);
+            self.patches.write(pixels, image, cell, out);
+        })
     }
 
     /// As [`VisionTransformer::pooled`], but image `i` shows only its patches `keep[i]`.
     pub(super) fn pooled_kept(&self, pixels: &[f32], keep: &[Vec<usize>]) -> Tensor<2> {
         let n = keep.len();
-        let kept =
-            keep.iter().enumerate().flat_map(|(i, cells)| cells.iter().map(move |&c| (i, c)));
-        let device = self.positions.device();
-        let patches = self.conv.forward(self.patches.chosen(pixels, n, kept, &device));
+        let kept: Vec<(usize, usize)> = keep
+            .iter()
+            .enumerate()
+            .flat_map(|(i, cells)| cells.iter().map(move |&c| (i, c)))
+            .collect();
+        let patches = self.embed(pixels, n, kept.len(), |row| kept[row]);
         let places: Vec<usize> = keep.iter().flatten().map(|cell| cell + 1).collect();
         let patches = patches + select_rows(self.positions.clone(), &places);
         let class = self.class.clone().unsqueeze::<2>() + select_rows(self.positions.clone(), &[0]);
