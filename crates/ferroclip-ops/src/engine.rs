@@ -11,8 +11,9 @@ use crate::Spans;
 /// Rows that go through an operation together in training, where what lies between the products is written to memory anyway: smaller
 /// tasks leave less to wait for at the end.
 pub(crate) const TRAINING_TASK_ROWS: usize = 64;
-/// A core's share of rows below which all cores work on one product together instead.
-const MIN_SHARE: usize = 24;
+/// A core's share of rows below which all cores work on one product together instead: then each reads a part of the
+/// weights, not all of them. One image of 50 rows is worth it.
+const MIN_SHARE: usize = 32;
 
 /// A part of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
