@@ -57,7 +57,7 @@ pub(crate) fn forward(block: &AttentionBlock, x: &Tensor<2>, spans: &Spans) -> O
                 (&mut wide[..], &mut mixed[..])
             }
         };
-        half.norm.fill(rows, &in_proj, x);
+        half.norm.fill(rows, &in_proj, x, task.split);
         in_proj.multiply(rows, Finish::Store, qkv, task.split);
         mix(shape, spans, task, qkv, mixed, attention);
         let held = [x.len() / width, width];
@@ -119,7 +119,7 @@ fn again(half: &Half, shape: AttentionShape, spans: &Spans) -> [Cpu; 2] {
     let mixeds = parts(&tasks, &mut mixed, length);
     run(&tasks, qkvs.zip(mixeds), |Memory { rows, attention, .. }, task, (qkv, mixed)| {
         let x = &half.x.data()[spans.offsets()[task.range.start] * width..][..mixed.len()];
-        half.norm.fill(rows, &in_proj, x);
+        half.norm.fill(rows, &in_proj, x, task.split);
         in_proj.multiply(rows, Finish::Store, qkv, task.split);
         mix(shape, spans, task, qkv, mixed, attention);
     });

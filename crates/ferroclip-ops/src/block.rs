@@ -136,10 +136,10 @@ impl AttentionBlock {
             let Memory { rows, wide: qkv, mixed, attention, .. } = memory;
             qkv.resize(3 * x.len(), 0.0);
             mixed.resize(x.len(), 0.0);
-            norm.fill(rows, in_proj, x);
+            norm.fill(rows, in_proj, x, task.split);
             in_proj.multiply(rows, Finish::Store, qkv, task.split);
             mix(self.shape(), spans, task, qkv, mixed, attention);
-            out_proj.fill(rows, mixed);
+            out_proj.fill(rows, mixed, task.split);
             out_proj.multiply(rows, Finish::Add, x, task.split);
         });
         x.into_tensor()
@@ -271,7 +271,7 @@ impl Mlp {
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, x.data_mut(), length), |memory, task, x| {
             let Memory { rows, next, wide, .. } = memory;
-            norm.fill(rows, c_fc, x);
+            norm.fill(rows, c_fc, x, task.split);
             let finish = Finish::Activate(self.activation);
             c_fc.multiply_to_rows(rows, finish, wide, next, task.split);
             c_proj.multiply(next, Finish::Add, x, task.split);

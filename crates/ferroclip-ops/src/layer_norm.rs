@@ -66,11 +66,10 @@ impl NormValues {
         ferroclip_kernels::layer_norm(Isa::active(), x, gain, bias, self.eps, y);
     }
 
-    /// Packs the normed rows of `x` for a layer.
-    pub(crate) fn fill(&self, rows: &mut PackedRows, layer: &Packed, x: &[f32]) {
+    /// Packs the normed rows of `x` for a layer, with `split` on all cores.
+    pub(crate) fn fill(&self, rows: &mut PackedRows, layer: &Packed, x: &[f32], split: bool) {
         let width = layer.weights.inputs();
-        let shape = [x.len() / width, width];
-        rows.fill(Isa::active(), layer.weights.precision(), shape, |i, row| {
+        layer.fill_written(rows, x.len() / width, split, |i, row| {
             self.apply(&x[i * width..][..width], row);
         });
     }

@@ -86,19 +86,41 @@ impl Packed {
         task_rows(self.weights.isa(), self.weights.precision())
     }
 
-    /// Packs rows of numbers as operands.
-    pub(crate) fn fill(&self, rows: &mut PackedRows, x: &[f32]) {
-        let width = self.weights.inputs();
-        let shape = [x.len() / width, width];
-        rows.fill_matrix(Isa::active(), self.weights.precision(), shape, Matrix::rows(x, width));
+    /// Packs rows of numbers as operands, with `split` on all cores.
+    pub(crate) fn fill(&self, rows: &mut PackedRows, x: &[f32], split: bool) {
+        let (precision, width) = (self.weights.precision(), self.weights.inputs());
+        let shape @ [n, _] = [x.len() / width, width];
+        if split {
+            return self.fill_written(rows, n, true, |i, row| {
+                row.copy_from_slice(&x[i * width..][..width]);
+            });
+        }
+        rows.fill_matrix(Isa::active(), precision, shape, Matrix::rows(x, width));
+    }
+
+    /// Packs `n` rows that `write(i, row)` writes as operands, with `split` on all cores.
+    pub(crate) fn fill_written(
+        &self,
+        rows: &mut PackedRows,
+        n: usize,
+        split: bool,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let (isa, precision) = (Isa::active(), self.weights.precision());
+        let shape = [n, self.weights.inputs()];
+        match split {
+            true => rows.fill_split(isa, precision, shape, write),
+            false => rows.fill(isa, precision, shape, write),
+        }
     }
 
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let [n, width] = x.dims();
         assert_eq!(width, self.weights.inputs(), "linear: columns of x");
         let x = Cpu::packed_operand(x);
-        self.forward_filled(n, |rows, range| {
-            self.fill(rows, &x.data()[range.start * width..range.end * width]);
+        self.forward_filled(n, |rows, task| {
+            let x = &x.data()[task.range.start * width..task.range.end * width];
+            self.fill(rows, x, task.split);
         })
     }
 
@@ -106,14 +128,14 @@ impl Packed {
     fn forward_filled(
         &self,
         n: usize,
-        fill: impl Fn(&mut PackedRows, Range<usize>) + Sync + Send,
+        fill: impl Fn(&mut PackedRows, &Task) + Sync + Send,
     ) -> Tensor<2> {
         let outputs = self.weights.outputs();
         let mut y = zeros(n * outputs);
         let tasks = row_tasks(n, rayon::current_num_threads(), self.task_rows());
         let length = |task: &Task| task.range.len() * outputs;
         run(&tasks, parts(&tasks, &mut y, length), |Memory { rows, .. }, task, y| {
-            fill(rows, task.range.clone());
+            fill(rows, task);
             self.multiply(rows, Finish::Store, y, task.split);
         });
         Cpu::from_vec(y, &[n, outputs]).into_tensor()
@@ -177,14 +199,11 @@ impl Linear {
                 let weight = &parameter.weight;
                 self.forward(written_rows([n, weight.dims()[1]], &weight.device(), write))
             }
-            Layer::Packed(packed) => {
-                let (precision, width) = (packed.weights.precision(), packed.weights.inputs());
-                packed.forward_filled(n, |rows, range| {
-                    rows.fill(Isa::active(), precision, [range.len(), width], |i, row| {
-                        write(range.start + i, row);
-                    });
-                })
-            }
+            Layer::Packed(packed) => packed.forward_filled(n, |rows, task| {
+                packed.fill_written(rows, task.range.len(), task.split, |i, row| {
+                    write(task.range.start + i, row);
+                });
+            }),
         }
     }
 

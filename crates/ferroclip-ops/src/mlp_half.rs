@@ -40,7 +40,7 @@ pub(crate) fn forward(mlp: &Mlp, x: &Tensor<2>) -> Option<Tensor<2>> {
             true => kept,
             false => sized(wide, task.range.len() * inner),
         };
-        half.norm.fill(rows, &c_fc, x);
+        half.norm.fill(rows, &c_fc, x, task.split);
         c_fc.multiply(rows, Finish::Store, hidden, task.split);
         rows.fill(Isa::active(), half.second.precision, [task.range.len(), inner], |i, row| {
             activation(Isa::active(), kind, &hidden[i * inner..][..inner], row);
@@ -77,7 +77,7 @@ impl Backward<Flex, INPUTS> for MlpBackward {
             let Memory { rows, .. } = memory;
             let held = task.range.len();
             if let Some(c_fc) = &c_fc {
-                half.norm.fill(rows, c_fc, rows_of(&half.x, task, width));
+                half.norm.fill(rows, c_fc, rows_of(&half.x, task, width), task.split);
                 c_fc.multiply(rows, Finish::Store, wide, task.split);
             }
             let dy = Matrix::rows(rows_of(&dy, task, width), width);

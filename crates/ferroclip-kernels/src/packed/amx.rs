@@ -60,7 +60,7 @@ pub(super) fn panel(
         for (first, sums) in tiles.clone().step_by(2).zip(sums.chunks_mut(2 * ROWS * nr)) {
             block.sums = sums.as_mut_ptr();
             let tile = |tile: usize| {
-                let a = rows.tile(kind, tile, k0);
+                let a = rows.tile(tile, k0);
                 assert!(a.len() >= (k1 - k0) * ROWS);
                 a.as_ptr()
             };

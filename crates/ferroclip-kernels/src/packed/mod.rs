@@ -25,6 +25,7 @@ mod columns;
 mod finish;
 mod interleave;
 mod lines;
+mod pack;
 mod rows;
 mod tile;
 mod weights;
@@ -41,7 +42,9 @@ use crate::Isa;
 use crate::gemm::Matrix;
 use crate::isa::Level;
 pub use finish::Finish;
+use pack::Packer;
 pub use rows::PackedRows;
+use rows::Part;
 pub use weights::PackedWeights;
 
 /// The numbers that products are made of; sums, norms and everything else stay f32.
@@ -207,9 +210,8 @@ pub fn multiply(
     });
 }
 
-/// What [`multiply`] would write, as rows of the next product, `next`, of the same precision. On one thread sums
-/// become rows at once, but for int8, where the whole row decides the scale; otherwise they stand in `between`
-/// meanwhile.
+/// What [`multiply`] would write, as rows of the next product, `next`, of the same precision. Sums become rows at
+/// once, but for int8, where the whole row decides the scale: there they stand in `between` meanwhile.
 ///
 /// # Panics
 /// As [`multiply`], and where `finish` adds.
@@ -223,20 +225,36 @@ pub fn multiply_to_rows(
     split: bool,
 ) {
     assert_ne!(finish, Finish::Add, "rows that are made have nothing to add to");
-    let (isa, precision) = (weights.isa(), weights.precision());
+    let (isa, precision, nr) = (weights.isa(), weights.precision(), weights.nr());
     let shape @ [n, outputs] = [rows.len(), weights.outputs()];
-    if split || precision == Precision::Int8 {
+    if precision == Precision::Int8 {
         between.resize(n * outputs, 0.0);
         multiply(weights, rows, bias, finish, between, outputs, split);
-        return next.fill_matrix(isa, precision, shape, Matrix::rows(between, outputs));
+        let matrix = Matrix::rows(between, outputs);
+        return match split {
+            true => next.fill_split(isa, precision, shape, |i, row| {
+                row.copy_from_slice(&between[i * outputs..][..outputs]);
+            }),
+            false => next.fill_matrix(isa, precision, shape, matrix),
+        };
     }
     assert!(weights.fits(rows), "rows were packed for other weights");
     assert!(bias.is_none_or(|bias| bias.len() == outputs));
-    next.begin(isa, precision, shape);
-    each_panel(weights, rows, 0..weights.panels(), |held, panel, sums| {
-        finish::in_place(isa, finish, sums, weights.nr(), weights.of_panel(panel, bias));
-        next.put(held, panel, weights.nr(), sums);
-    });
+    let panels = weights.panels();
+    let threads = if split { rayon::current_num_threads() } else { 1 };
+    let share = panels.div_ceil(threads).max(1);
+    let parts = next.parts(Packer::new(isa, precision), shape, share * nr);
+    let fill = |(start, mut part): (usize, Part)| {
+        each_panel(weights, rows, start..(start + share).min(panels), |held, panel, sums| {
+            finish::in_place(isa, finish, sums, nr, weights.of_panel(panel, bias));
+            part.put(held, panel - start, nr, sums);
+        });
+    };
+    let parts = (0..panels).step_by(share).zip(parts);
+    match split {
+        true => parts.collect::<Vec<_>>().into_par_iter().for_each(fill),
+        false => parts.for_each(fill),
+    }
 }
 
 /// The columns of `panels`, which the rows of `out` are cut to.

@@ -292,7 +292,7 @@ impl Memory {
             };
             let mut left = held.len();
             for i in tiles.clone() {
-                let a = rows.tile(kind, i, k0);
+                let a = rows.tile(i, k0);
                 tile.rows = left.min(mr);
                 assert!(a.len() >= tile.depth * mr);
                 assert!(block.len() >= tile.depth * nr);

@@ -72,11 +72,11 @@ impl<const MOVED: bool> Source for Quads<'_, MOVED> {
 }
 
 /// `n` rows of `depth` groups, transposed, eight rows at a time; rows from `held` on are zeros. Stores
-/// are whole registers: what is too long in a column is overwritten by the next.
+/// are whole registers but for the last: what is too long in a column is overwritten by the next.
 ///
 /// # Safety
 /// `rows` points to `held <= n` rows of `depth` groups, `stride` apart, `depth` being a multiple of 8;
-/// `out` to `n * depth`, and to two more where `n` is 6. `n` is 6 or a multiple of 8.
+/// `out` to `n * depth`. `n` is 6 or a multiple of 8.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn interleave_avx2(
     [n, held]: [usize; 2],
@@ -85,6 +85,7 @@ pub(super) unsafe fn interleave_avx2(
     depth: usize,
     out: *mut u32,
 ) {
+    let first_six = _mm256_setr_epi32(-1, -1, -1, -1, -1, -1, 0, 0);
     for r0 in (0..n).step_by(8) {
         for p0 in (0..depth).step_by(8) {
             let mut block = [_mm256_setzero_ps(); 8];
@@ -93,8 +94,15 @@ pub(super) unsafe fn interleave_avx2(
                 *row = unsafe { _mm256_loadu_ps(rows.add((r0 + r) * stride + p0).cast()) };
             }
             for (p, row) in transpose8(block).into_iter().enumerate() {
-                // SAFETY: column p0 + p < depth, and two groups more where n is 6.
-                unsafe { _mm256_storeu_ps(out.add((p0 + p) * n + r0).cast(), row) };
+                // SAFETY: column p0 + p < depth: its rows, and two groups of the next where n is 6, if
+                // there is one.
+                unsafe {
+                    let to = out.add((p0 + p) * n + r0).cast();
+                    match n == 6 && p0 + p + 1 == depth {
+                        true => _mm256_maskstore_ps(to, first_six, row),
+                        false => _mm256_storeu_ps(to, row),
+                    }
+                };
             }
         }
     }
@@ -104,8 +112,7 @@ pub(super) unsafe fn interleave_avx2(
 ///
 /// # Safety
 /// The processor has AVX-512 and what the source needs, which holds `held <= n` rows of `depth` groups,
-/// `depth` being a multiple of 16; `out` points to `n * depth`, and to four more where `n` is 12. `n` is 12
-/// or a multiple of 16.
+/// `depth` being a multiple of 16; `out` points to `n * depth`. `n` is 12 or a multiple of 16.
 #[inline(always)]
 unsafe fn interleave16([n, held]: [usize; 2], source: &impl Source, depth: usize, out: *mut u32) {
     for r0 in (0..n).step_by(16) {
@@ -118,8 +125,15 @@ unsafe fn interleave16([n, held]: [usize; 2], source: &impl Source, depth: usize
             }
             // SAFETY: the caller vouches for the instructions.
             for (p, row) in unsafe { transpose16(block) }.into_iter().enumerate() {
-                // SAFETY: column p0 + p < depth, and four groups more where n is 12.
-                unsafe { _mm512_storeu_ps(out.add((p0 + p) * n + r0).cast(), row) };
+                // SAFETY: column p0 + p < depth: its rows, and four groups of the next where n is 12,
+                // if there is one.
+                unsafe {
+                    let to = out.add((p0 + p) * n + r0).cast();
+                    match n == 12 && p0 + p + 1 == depth {
+                        true => _mm512_mask_storeu_ps(to, 0xfff, row),
+                        false => _mm512_storeu_ps(to, row),
+                    }
+                };
             }
         }
     }
