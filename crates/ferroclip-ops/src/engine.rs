@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ferroclip_kernels::{AttentionScratch, Isa, PackedRows};
 use rayon::prelude::*;
@@ -14,6 +16,10 @@ pub(crate) const TRAINING_TASK_ROWS: usize = 64;
 /// A core's share of rows below which all cores work on one product together instead: then each reads a part of the
 /// weights, not all of them. One image of 50 rows is worth it.
 const MIN_SHARE: usize = 32;
+
+/// What a thread without work stays awake for where all of them share a product: longer than what lies between two
+/// parallel parts.
+const AWAKE: Duration = Duration::from_millis(1);
 
 /// A part of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,7 +135,44 @@ pub(crate) fn run<T: Send>(
     alone.into_par_iter().with_max_len(1).for_each(|(task, part)| {
         with_memory(|memory| work(memory, task, part));
     });
-    together.into_iter().for_each(|(task, part)| with_memory(|memory| work(memory, task, part)));
+    if !together.is_empty() {
+        all_awake(|| {
+            together
+                .into_iter()
+                .for_each(|(task, part)| with_memory(|memory| work(memory, task, part)));
+        });
+    }
+}
+
+/// Runs `work`, whose parallel parts are short and follow each other closely, while the other threads look for them
+/// all the time: falling asleep between them and being woken would take longer than some of them do.
+fn all_awake(work: impl FnOnce() + Send) {
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let (here, done) = (rayon::current_thread_index(), &done);
+        for _ in 1..rayon::current_num_threads() {
+            scope.spawn(move |_| {
+                // Not on the thread that it would wait for.
+                if rayon::current_thread_index() != here {
+                    look_for_work(done);
+                }
+            });
+        }
+        work();
+        done.store(true, Ordering::Release);
+    });
+}
+
+/// Does what other threads offer until all is done, or nothing was offered for [`AWAKE`]: whatever may wait for
+/// this thread meanwhile does not wait for ever.
+fn look_for_work(done: &AtomicBool) {
+    let mut idle = Instant::now();
+    while !done.load(Ordering::Acquire) && idle.elapsed() < AWAKE {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => idle = Instant::now(),
+            _ => std::hint::spin_loop(),
+        }
+    }
 }
 
 #[cfg(test)]
