@@ -30,16 +30,8 @@ impl TokenTable {
         TokenTable(Table::Parameter(Box::new(table)))
     }
 
-    /// The table rounded to bf16, for inference on the CPU: it is most of a text tower's memory, and a
-    /// batch reads a few rows of it.
-    ///
-    /// # Panics
-    /// When the table is not f32 in CPU memory, or on a tape.
-    pub fn rounded(self) -> Self {
-        let Table::Parameter(table) = self.0 else { return self };
-        let width = table.dims()[1];
-        let table = Cpu::packed_operand(*table);
-        let elements = table.data().iter().map(|&x| bf16::from_f32(x)).collect();
+    /// The table of these elements, row by row, for inference on the CPU.
+    pub fn rounded(elements: Vec<bf16>, width: usize) -> Self {
         TokenTable(Table::Rounded(Arc::new(Rounded { elements, width })))
     }
 
@@ -77,7 +69,8 @@ mod tests {
         let values: Vec<f32> = (0..15).map(|i| (i as f32 * 0.7).sin()).collect();
         let table = Tensor::<1>::from_floats(&values[..], &Device::flex()).reshape([5, 3]);
         let exact = TokenTable::new(table);
-        let rounded = exact.clone().rounded();
+        let rounded = values.iter().map(|&x| bf16::from_f32(x)).collect();
+        let rounded = TokenTable::rounded(rounded, 3);
         assert_eq!([exact.vocab_size(), rounded.vocab_size()], [5, 5]);
         let ids = [4, 0, 4];
         let [exact, rounded] = [exact, rounded]

@@ -22,7 +22,7 @@ use ferroclip_ops::Precision;
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::files::write_atomically;
-use crate::param::{WeightTensor, Weights, differences};
+use crate::param::{WeightTensor, Weights, differences, first_impossible};
 use crate::towers::{Loader, Source};
 
 /// Longest header that is read. The largest models in use stay below 1 MiB.
@@ -213,6 +213,21 @@ impl<R: Read + Seek> SafetensorsFile<R> {
     }
 
     fn read_elements(&mut self, name: &str, info: &TensorInfo) -> Result<Vec<f32>, Error> {
+        let mut data = Vec::with_capacity(info.shape.iter().product());
+        self.pieces(name, info, |piece| {
+            data.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(data)
+    }
+
+    /// Calls `each` with the elements of a tensor, some at a time.
+    fn pieces(
+        &mut self,
+        name: &str,
+        info: &TensorInfo,
+        mut each: impl FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let bad = |reason: String| Error::Weights { origin: self.origin.clone(), reason };
         let convert: fn(&[u8], &mut Vec<f32>) = match info.dtype {
             Dtype::F32 => |bytes, out| out.extend(elements(bytes, f32::from_le_bytes)),
@@ -232,16 +247,18 @@ impl<R: Read + Seek> SafetensorsFile<R> {
         let read_error = |e: io::Error| bad(format!("`{name}`: {e}"));
         let position = self.data_start + start as u64;
         self.source.seek(SeekFrom::Start(position)).map_err(read_error)?;
-        let mut data = Vec::with_capacity(info.shape.iter().product());
         let mut buffer = vec![0; CHUNK_BYTES.min(end - start)];
+        let mut piece = Vec::new();
         let mut left = end - start;
         while left > 0 {
             let chunk = &mut buffer[..left.min(CHUNK_BYTES)];
             self.source.read_exact(chunk).map_err(read_error)?;
-            convert(chunk, &mut data);
+            piece.clear();
+            convert(chunk, &mut piece);
+            each(&piece)?;
             left -= chunk.len();
         }
-        Ok(data)
+        Ok(())
     }
 }
 
@@ -275,16 +292,26 @@ impl<R: Read + Seek> TensorReader<R> {
     /// # Panics
     /// When the config has none of this name.
     pub(crate) fn read(&mut self, name: &str) -> Result<WeightTensor, Error> {
+        let shape = self.infos.get(name).expect("a tensor of the config").shape.clone();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        self.pieces(name, &mut |piece| data.extend_from_slice(piece))?;
+        Ok(WeightTensor { shape, data })
+    }
+
+    /// The elements of one tensor, some at a time.
+    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
         let info = self.infos.get(name).expect("a tensor of the config");
-        let tensor =
-            WeightTensor { data: self.file.read_elements(name, info)?, shape: info.shape.clone() };
-        match tensor.first_impossible(name) {
+        let origin = self.file.origin.clone();
+        self.file.pieces(name, info, |piece| match first_impossible(name, piece) {
             Some(found) => {
-                let origin = self.file.origin.clone();
-                Err(Error::ImpossibleWeight { origin, tensor: name.to_owned(), found })
+                let (origin, tensor) = (origin.clone(), name.to_owned());
+                Err(Error::ImpossibleWeight { origin, tensor, found })
             }
-            None => Ok(tensor),
-        }
+            None => {
+                each(piece);
+                Ok(())
+            }
+        })
     }
 
     fn read_all(mut self) -> Result<Weights, Error> {
@@ -299,7 +326,7 @@ impl<R: Read + Seek> TensorReader<R> {
         precision: Precision,
         new: impl FnOnce(&dyn Source) -> T,
     ) -> Result<T, Error> {
-        let mut read = |name: &str| self.read(name);
+        let mut read = |name: &str, each: &mut dyn FnMut(&[f32])| self.pieces(name, each);
         Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
     }
 }

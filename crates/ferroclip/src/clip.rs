@@ -95,7 +95,6 @@ impl Clip {
     ) -> Result<Clip, Error> {
         let config = Arc::new(config);
         let logit_scale = tensors.read("logit_scale")?.data[0];
-        // The text tower first: its largest tensor leaves memory behind that the image tower takes.
         let text = TextEncoder::read(Arc::clone(&config), tokenizer, &mut tensors, precision)?;
         let image = ImageEncoder::read(config, &mut tensors, precision)?;
         Ok(Clip { image, text, logit_scale })

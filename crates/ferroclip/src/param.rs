@@ -24,18 +24,15 @@ pub struct WeightTensor {
     pub data: Vec<f32>,
 }
 
-impl WeightTensor {
-    /// The first element that the tensor of this name cannot have; see
-    /// [`Weights::first_impossible`].
-    pub(crate) fn first_impossible(&self, name: &str) -> Option<f32> {
-        let mut data = self.data.iter().copied();
-        match name {
-            "logit_scale" => data.find(|value| !value.exp().is_finite()),
-            name if name.ends_with(".running_var") => {
-                data.find(|&value| !(value.is_finite() && value >= 0.0))
-            }
-            _ => first_not_finite(&self.data),
+/// The first of these elements that the tensor of this name cannot have; see [`Weights::first_impossible`].
+pub(crate) fn first_impossible(name: &str, data: &[f32]) -> Option<f32> {
+    let mut values = data.iter().copied();
+    match name {
+        "logit_scale" => values.find(|value| !value.exp().is_finite()),
+        name if name.ends_with(".running_var") => {
+            values.find(|&value| !(value.is_finite() && value >= 0.0))
         }
+        _ => first_not_finite(data),
     }
 }
 
@@ -128,7 +125,8 @@ impl Weights {
     /// zero, or a `logit_scale` whose exponential is infinite.
     pub fn first_impossible(&self) -> Option<(&str, f32)> {
         let mut tensors = self.0.iter();
-        tensors.find_map(|(name, tensor)| Some((name.as_str(), tensor.first_impossible(name)?)))
+        tensors
+            .find_map(|(name, tensor)| Some((name.as_str(), first_impossible(name, &tensor.data)?)))
     }
 
     /// What `new` builds of these weights for inference, each of which is dropped once it is packed.
@@ -138,7 +136,10 @@ impl Weights {
         precision: Precision,
         new: impl FnOnce(&dyn Source) -> T,
     ) -> Result<T, Error> {
-        let mut read = |name: &str| Ok(self.remove(name).unwrap_or_default());
+        let mut read = |name: &str, each: &mut dyn FnMut(&[f32])| {
+            each(&self.remove(name).unwrap_or_default().data);
+            Ok(())
+        };
         Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
     }
 }

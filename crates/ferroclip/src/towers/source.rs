@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use burn::tensor::TensorData;
-use ferroclip_ops::Precision;
+use ferroclip_ops::{Precision, TokenTable};
+use half::bf16;
 
 use crate::error::Error;
-use crate::param::{Params, WeightTensor};
+use crate::param::Params;
 
 /// Named parameters, and whether the tower is to pack them.
 pub(crate) trait Source {
@@ -23,6 +24,14 @@ pub(crate) trait Source {
     /// # Panics
     /// As [`Source::tensor1`].
     fn tensor2(&self, name: &str) -> Tensor<2>;
+
+    /// The table of token embeddings of this name.
+    ///
+    /// # Panics
+    /// As [`Source::tensor1`].
+    fn token_table(&self, name: &str) -> TokenTable {
+        TokenTable::new(self.tensor2(name))
+    }
 
     /// Whether there is a tensor of this name.
     fn contains(&self, name: &str) -> bool;
@@ -63,8 +72,8 @@ impl Source for Params {
     }
 }
 
-/// Gives the tensor of a name.
-type Read<'a> = dyn FnMut(&str) -> Result<WeightTensor, Error> + 'a;
+/// Gives the elements of the tensor of a name, some at a time.
+type Read<'a> = dyn FnMut(&str, &mut dyn FnMut(&[f32])) -> Result<(), Error> + 'a;
 
 /// Parameters for inference on the CPU. Each is read when the tower asks for it, and freed once it is
 /// packed: no more than one block of the tower lies in memory twice.
@@ -94,37 +103,49 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// The elements and the first side. After an error they are zeros, in a tower that nobody will
-    /// see; constructors need no results then.
-    fn take(&self, name: &str) -> (Vec<f32>, usize) {
+    /// Elements and first side of a tensor.
+    fn size(&self, name: &str) -> [usize; 2] {
         let shape = self.shapes.get(name).expect("towers ask for the tensors of their config");
+        [shape.iter().product(), shape.first().copied().unwrap_or(1).max(1)]
+    }
+
+    /// The elements, each made into what is kept of it. After an error the others are zeros, in a tower that nobody
+    /// will see; constructors need no results then.
+    fn take<T: Clone + Default>(&self, name: &str, make: fn(f32) -> T) -> Vec<T> {
+        let [n, _] = self.size(name);
+        let mut elements = Vec::with_capacity(n);
         let mut failed = self.failed.borrow_mut();
-        let read = if failed.is_none() { Some((self.read.borrow_mut())(name)) } else { None };
-        let data = match read {
-            Some(Ok(tensor)) => tensor.data,
-            Some(Err(error)) => {
-                *failed = Some(error);
-                Vec::new()
-            }
-            None => Vec::new(),
-        };
-        let n = shape.iter().product();
-        let data = if data.is_empty() { vec![0.0; n] } else { data };
-        (data, shape.first().copied().unwrap_or(1).max(1))
+        if failed.is_none() {
+            let mut each = |piece: &[f32]| elements.extend(piece.iter().map(|&x| make(x)));
+            *failed = (self.read.borrow_mut())(name, &mut each).err();
+        }
+        elements.resize(n, T::default());
+        elements
     }
 }
 
 impl Source for Loader<'_> {
     fn tensor1(&self, name: &str) -> Tensor<1> {
-        let (data, _) = self.take(name);
+        let data = self.take(name, |x| x);
         let n = data.len();
         Tensor::from_data(TensorData::new(data, [n]), &Device::flex())
     }
 
     fn tensor2(&self, name: &str) -> Tensor<2> {
-        let (data, rows) = self.take(name);
-        let columns = data.len() / rows;
-        Tensor::from_data(TensorData::new(data, [rows, columns]), &Device::flex())
+        let [n, rows] = self.size(name);
+        let data = self.take(name, |x| x);
+        Tensor::from_data(TensorData::new(data, [rows, n / rows]), &Device::flex())
+    }
+
+    /// In bf16 unless the weights are f32: the table is most of a text tower's memory, and a batch reads a few rows.
+    fn token_table(&self, name: &str) -> TokenTable {
+        let [n, rows] = self.size(name);
+        match self.precision {
+            Precision::F32 => TokenTable::new(self.tensor2(name)),
+            Precision::Bf16 | Precision::Int8 => {
+                TokenTable::rounded(self.take(name, bf16::from_f32), n / rows)
+            }
+        }
     }
 
     fn contains(&self, name: &str) -> bool {

@@ -39,12 +39,6 @@ impl TextTower {
     }
 
     pub(crate) fn build(config: &ModelConfig, params: &dyn Source) -> Self {
-        // First: the memory that the largest tensor leaves behind is taken by the others.
-        let tokens = TokenTable::new(params.tensor2("token_embedding.weight"));
-        let tokens = match params.packing() {
-            Some(Precision::Bf16 | Precision::Int8) => tokens.rounded(),
-            Some(Precision::F32) | None => tokens,
-        };
         let mut projection = Projection::new(params.tensor2("text_projection"));
         if params.packing().is_some() {
             projection = projection.packed(Precision::F32);
@@ -57,7 +51,7 @@ impl TextTower {
             causal: true,
         };
         TextTower {
-            tokens,
+            tokens: params.token_table("token_embedding.weight"),
             positions: params.tensor2("positional_embedding"),
             transformer: Transformer::new(params, "transformer", text.layers, blocks, true),
             ln_final: norm(params, "ln_final", text.norm_eps()),
