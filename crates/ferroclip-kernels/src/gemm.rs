@@ -85,18 +85,6 @@ impl Scratch {
         let columns = PackedWeights::pack(isa, precision, [0, 0], Matrix::rows(&[], 0));
         Scratch { rows: PackedRows::default(), columns }
     }
-
-    /// The instruction set of the products.
-    pub(crate) fn isa(&self) -> Isa {
-        self.columns.isa()
-    }
-
-    /// For products of another precision.
-    pub(crate) fn set_precision(&mut self, precision: Precision) {
-        if self.columns.precision() != precision {
-            *self = Scratch::new(self.columns.isa(), precision);
-        }
-    }
 }
 
 thread_local! {

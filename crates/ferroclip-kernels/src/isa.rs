@@ -56,15 +56,6 @@ impl Dots {
 }
 
 impl Isa {
-    /// Whether there are instructions that multiply pairs of bf16.
-    pub(crate) fn multiplies_bf16(self) -> bool {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512(dots) => dots.bf16(),
-            _ => false,
-        }
-    }
-
     /// The set in use: the fastest one present, or the one that `FERROCLIP_ISA` names.
     pub fn active() -> Isa {
         static ACTIVE: OnceLock<Isa> = OnceLock::new();

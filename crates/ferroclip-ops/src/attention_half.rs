@@ -59,7 +59,7 @@ pub(crate) fn forward(block: &AttentionBlock, x: &Tensor<2>, spans: &Spans) -> O
         };
         half.norm.fill(rows, &in_proj, x, task.split);
         in_proj.multiply(rows, Finish::Store, qkv, task.split);
-        mix(shape, half.first.precision, spans, task, qkv, mixed, attention);
+        mix(shape, spans, task, qkv, mixed, attention);
         let held = [x.len() / width, width];
         let matrix = Matrix::rows(mixed, width);
         rows.fill_matrix(Isa::active(), half.second.precision, held, matrix);
@@ -99,8 +99,7 @@ impl Backward<Flex, INPUTS> for AttentionBackward {
             d_mixed.resize(held * width, 0.0);
             multiply(&back[1], rows, None, Finish::Store, d_mixed, width, task.split);
             let qkv = &qkv.data()[first * 3 * width..][..held * 3 * width];
-            let scratch = attention.rounding(half.first.precision);
-            unmix(shape, &spans, task, [qkv, d_mixed], d_qkv, scratch);
+            unmix(shape, &spans, task, [qkv, d_mixed], d_qkv, attention);
             let d_qkv = Matrix::rows(d_qkv, 3 * width);
             rows.fill_matrix(isa, half.first.precision, [held, 3 * width], d_qkv);
             multiply(&back[0], rows, None, Finish::Store, d_norm, width, task.split);
@@ -122,7 +121,7 @@ fn again(half: &Half, shape: AttentionShape, spans: &Spans) -> [Cpu; 2] {
         let x = &half.x.data()[spans.offsets()[task.range.start] * width..][..mixed.len()];
         half.norm.fill(rows, &in_proj, x, task.split);
         in_proj.multiply(rows, Finish::Store, qkv, task.split);
-        mix(shape, half.first.precision, spans, task, qkv, mixed, attention);
+        mix(shape, spans, task, qkv, mixed, attention);
     });
     [Cpu::from_vec(qkv, &[n, 3 * width]), Cpu::from_vec(mixed, &[n, width])]
 }

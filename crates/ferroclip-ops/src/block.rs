@@ -138,8 +138,7 @@ impl AttentionBlock {
             mixed.resize(x.len(), 0.0);
             norm.fill(rows, in_proj, x, task.split);
             in_proj.multiply(rows, Finish::Store, qkv, task.split);
-            let precision = in_proj.weights.precision();
-            mix(self.shape(), precision, spans, task, qkv, mixed, attention);
+            mix(self.shape(), spans, task, qkv, mixed, attention);
             out_proj.fill(rows, mixed, task.split);
             out_proj.multiply(rows, Finish::Add, x, task.split);
         });
@@ -281,10 +280,9 @@ impl Mlp {
     }
 }
 
-/// Attention of the sequences of a task, from their `qkv` to `mixed`, in the precision of the layers around it.
+/// Attention of the sequences of a task, from their `qkv` to `mixed`.
 pub(crate) fn mix(
     shape: AttentionShape,
-    precision: Precision,
     spans: &Spans,
     task: &Task,
     qkv: &[f32],
@@ -293,7 +291,6 @@ pub(crate) fn mix(
 ) {
     let (width, isa) = (shape.heads * shape.head_width, Isa::active());
     let first = spans.offsets()[task.range.start];
-    scratch.rounding(precision);
     for span in task.range.clone().map(|i| spans.range(i)) {
         let (start, end) = (span.start - first, span.end - first);
         let qkv = &qkv[start * 3 * width..end * 3 * width];
@@ -314,7 +311,6 @@ pub(crate) fn mix(
             .map_init(
                 || AttentionScratch::new(isa),
                 |scratch, head| {
-                    let scratch = scratch.rounding(precision);
                     let mut out = vec![0.0; (end - start) * d];
                     attend(isa, shape, head, qkv, Prefix::default(), &mut out, d, scratch);
                     out

@@ -70,7 +70,7 @@ impl Prefix<'_> {
 /// Spans whose gradients of a prefix are added up before those of others are.
 const PREFIX_SPANS: usize = 16;
 
-/// Memory of one thread, reused between calls, and what the operands of products are rounded to.
+/// Memory of one thread, reused between calls.
 #[derive(Debug)]
 pub struct AttentionScratch {
     p: Vec<f32>,
@@ -79,21 +79,10 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    /// Memory for this instruction set, and products in f32 until [`AttentionScratch::rounding`] changes that.
+    /// Memory for this instruction set.
     pub fn new(isa: Isa) -> Self {
         let gemm = Scratch::new(isa, Precision::F32);
         AttentionScratch { p: Vec::new(), dp: Vec::new(), gemm }
-    }
-
-    /// For products in this precision from now on. Rows of scores are not the activations that int8's scales fit:
-    /// for int8 operands are rounded to bf16 where that is faster, and not at all elsewhere.
-    pub fn rounding(&mut self, precision: Precision) -> &mut Self {
-        self.gemm.set_precision(match precision {
-            Precision::Int8 if self.gemm.isa().multiplies_bf16() => Precision::Bf16,
-            Precision::Int8 => Precision::F32,
-            other => other,
-        });
-        self
     }
 }
 
