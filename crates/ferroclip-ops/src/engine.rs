@@ -205,6 +205,33 @@ mod tests {
         }
     }
 
+    /// Nested, with more threads than cores, beside other work of the pool, and where the caller is no thread of
+    /// the pool: all parts run, and nothing waits for ever.
+    #[test]
+    fn work_of_threads_that_stay_awake_is_done() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        let shared = |parts: usize| {
+            (0..parts).into_par_iter().for_each(|_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        pool.scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|_| {
+                    all_awake(|| {
+                        shared(50);
+                        std::thread::sleep(2 * AWAKE);
+                        all_awake(|| shared(50));
+                    });
+                });
+            }
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 20 * 100);
+        all_awake(|| shared(50));
+        assert_eq!(count.load(Ordering::Relaxed), 20 * 100 + 50);
+    }
+
     #[test]
     fn one_sequence_is_for_all_cores() {
         assert!(span_tasks(&Spans::uniform(1, 50), 2, TASK_ROWS)[0].split);

@@ -89,13 +89,7 @@ impl Packed {
     /// Packs rows of numbers as operands, with `split` on all cores.
     pub(crate) fn fill(&self, rows: &mut PackedRows, x: &[f32], split: bool) {
         let (precision, width) = (self.weights.precision(), self.weights.inputs());
-        let shape @ [n, _] = [x.len() / width, width];
-        if split {
-            return self.fill_written(rows, n, true, |i, row| {
-                row.copy_from_slice(&x[i * width..][..width]);
-            });
-        }
-        rows.fill_matrix(Isa::active(), precision, shape, Matrix::rows(x, width));
+        rows.fill_dense(Isa::active(), precision, [x.len() / width, width], x, split);
     }
 
     /// Packs `n` rows that `write(i, row)` writes as operands, with `split` on all cores.

@@ -39,7 +39,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Isa;
-use crate::gemm::Matrix;
 use crate::isa::Level;
 pub use finish::Finish;
 use pack::Packer;
@@ -185,13 +184,12 @@ pub fn multiply(
     let mut out: Vec<&mut [f32]> =
         out.chunks_mut(ld).take(n).map(|row| &mut row[..weights.outputs()]).collect();
     assert_eq!(out.len(), n, "out is too short");
-    let threads = if split { rayon::current_num_threads() } else { 1 };
     let panels = weights.panels();
-    if threads == 1 {
+    let share = panel_share(panels, split);
+    if share == panels {
         return part(weights, rows, bias, finish, 0..panels, &mut out);
     }
-    let share = panels.div_ceil(threads);
-    let mut parts = Vec::with_capacity(threads);
+    let mut parts = Vec::with_capacity(panels.div_ceil(share));
     for first in (0..panels).step_by(share) {
         let last = (first + share).min(panels);
         let columns = (share * weights.nr()).min(out[0].len());
@@ -230,19 +228,12 @@ pub fn multiply_to_rows(
     if precision == Precision::Int8 {
         between.resize(n * outputs, 0.0);
         multiply(weights, rows, bias, finish, between, outputs, split);
-        let matrix = Matrix::rows(between, outputs);
-        return match split {
-            true => next.fill_split(isa, precision, shape, |i, row| {
-                row.copy_from_slice(&between[i * outputs..][..outputs]);
-            }),
-            false => next.fill_matrix(isa, precision, shape, matrix),
-        };
+        return next.fill_dense(isa, precision, shape, between, split);
     }
     assert!(weights.fits(rows), "rows were packed for other weights");
     assert!(bias.is_none_or(|bias| bias.len() == outputs));
     let panels = weights.panels();
-    let threads = if split { rayon::current_num_threads() } else { 1 };
-    let share = panels.div_ceil(threads).max(1);
+    let share = panel_share(panels, split);
     let parts = next.parts(Packer::new(isa, precision), shape, share * nr);
     let fill = |(start, mut part): (usize, Part)| {
         each_panel(weights, rows, start..(start + share).min(panels), |held, panel, sums| {
@@ -255,6 +246,12 @@ pub fn multiply_to_rows(
         true => parts.collect::<Vec<_>>().into_par_iter().for_each(fill),
         false => parts.for_each(fill),
     }
+}
+
+/// Panels of a thread.
+fn panel_share(panels: usize, split: bool) -> usize {
+    let threads = if split { rayon::current_num_threads() } else { 1 };
+    panels.div_ceil(threads).max(1)
 }
 
 /// The columns of `panels`, which the rows of `out` are cut to.

@@ -58,6 +58,26 @@ impl PackedRows {
         }
     }
 
+    /// [`PackedRows::fill_matrix`] of rows one behind the other, with `split` by all threads of the pool.
+    ///
+    /// # Panics
+    /// When `data` is shorter.
+    pub fn fill_dense(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        shape @ [_, width]: [usize; 2],
+        data: &[f32],
+        split: bool,
+    ) {
+        match split {
+            true => self.fill_split(isa, precision, shape, |i, row| {
+                row.copy_from_slice(&data[i * width..][..width]);
+            }),
+            false => self.fill_rows(isa, precision, shape, data, width),
+        }
+    }
+
     /// [`PackedRows::fill_matrix`] where the elements of a column lie side by side, as in a tile.
     fn fill_columns(
         &mut self,
