@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Preprocess(cmd::preprocess::PreprocessArgs),
     /// Architecture, parameters, tokenizer and image pipeline of a model
     Inspect(cmd::inspect::InspectArgs),
+    /// Write a model in the files of open_clip, transformers or OpenAI's code
+    Convert(cmd::convert::ConvertArgs),
+    /// Compare a model with what another program computed with it
+    Verify(cmd::verify::VerifyArgs),
     /// Train a model from a TOML file
     Train(cmd::train::TrainArgs),
     /// Score a model on data

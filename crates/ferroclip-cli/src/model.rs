@@ -1,6 +1,6 @@
 //! Options of commands that run a model, and names of models.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ferroclip::{Clip, ImageEncoder, ModelFiles, Precision, TextEncoder};
@@ -111,6 +111,14 @@ impl ModelArgs {
         Ok(match path {
             None => Clip::builtin_with(precision)?,
             Some(path) => Clip::open_with(path, precision)?,
+        })
+    }
+
+    /// Sets up the computation; the path of a model that is not the built-in one.
+    pub(crate) fn path(&self) -> Result<PathBuf> {
+        let path = self.set_up()?.map(Path::to_owned);
+        path.ok_or_else(|| {
+            Error::usage("the built-in model has no files").hint("give a model with `--model PATH`")
         })
     }
 

@@ -4,8 +4,10 @@
 //! |---|---|---|
 //! | QuickGELU | x s(1.702 x) | s + 1.702 x s (1 - s) |
 //! | GELU | x Phi(x) | Phi(x) + x phi(x) |
+//! | GELU by tanh | x s(u), u = 2 sqrt(2 / pi) (x + 0.044715 x^3) | s + x s (1 - s) du/dx |
 //!
-//! with s the logistic function, Phi and phi the normal distribution and its density.
+//! with s the logistic function, Phi and phi the normal distribution and its density. The last one is usually written
+//! 0.5 x (1 + tanh(u / 2)), which is the same.
 
 use crate::isa::{MulAdd, dispatch};
 use crate::math::{erf, exp};
@@ -17,7 +19,13 @@ pub enum Activation {
     Gelu,
     /// x s(1.702 x), OpenAI's.
     QuickGelu,
+    /// GELU with its approximation by tanh, SigLIP's.
+    GeluTanh,
 }
+
+/// 2 sqrt(2 / pi).
+const TANH_SCALE: f32 = 1.595_769_1;
+const TANH_CUBE: f32 = 0.044_715;
 
 #[inline(always)]
 fn logistic<M: MulAdd>(x: f32) -> f32 {
@@ -35,6 +43,7 @@ pub(crate) fn activated<M: MulAdd>(kind: Activation, x: f32) -> f32 {
     match kind {
         Activation::QuickGelu => x * logistic::<M>(1.702 * x),
         Activation::Gelu => x * normal_cdf::<M>(x),
+        Activation::GeluTanh => x * logistic::<M>(TANH_SCALE * (x + TANH_CUBE * x * x * x)),
     }
 }
 
@@ -58,6 +67,11 @@ fn with_slope<M: MulAdd>(kind: Activation, x: f32) -> [f32; 2] {
             let cdf = normal_cdf::<M>(x);
             [x * cdf, cdf + x * (DENSITY * exp::<M>(-0.5 * x * x))]
         }
+        Activation::GeluTanh => {
+            let s = logistic::<M>(TANH_SCALE * (x + TANH_CUBE * x * x * x));
+            let slope = TANH_SCALE * (1.0 + 3.0 * TANH_CUBE * x * x);
+            [x * s, s + x * s * (1.0 - s) * slope]
+        }
     }
 }
 
@@ -72,6 +86,7 @@ fn backward_body<M: MulAdd>(kind: Activation, x: &[f32], dy: &[f32], dx: &mut [f
     match kind {
         Activation::QuickGelu => each(Activation::QuickGelu, dx),
         Activation::Gelu => each(Activation::Gelu, dx),
+        Activation::GeluTanh => each(Activation::GeluTanh, dx),
     }
 }
 
@@ -87,6 +102,7 @@ fn both_body<M: MulAdd>(kind: Activation, x: &mut [f32], d: &mut [f32]) {
     match kind {
         Activation::QuickGelu => each(Activation::QuickGelu, x, d),
         Activation::Gelu => each(Activation::Gelu, x, d),
+        Activation::GeluTanh => each(Activation::GeluTanh, x, d),
     }
 }
 
@@ -111,6 +127,10 @@ mod tests {
     fn reference(kind: Activation, x: f64) -> f64 {
         match kind {
             Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Activation::GeluTanh => {
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + u.tanh())
+            }
             Activation::Gelu => {
                 let (mut term, mut sum) = (x / 2f64.sqrt(), x / 2f64.sqrt());
                 for n in 1..120 {
@@ -125,7 +145,7 @@ mod tests {
     #[test]
     fn forward_and_backward_match_f64() {
         for isa in Isa::available() {
-            for kind in [Activation::Gelu, Activation::QuickGelu] {
+            for kind in [Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh] {
                 for n in [1, 7, 16, 33, 67] {
                     let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 4.0).collect();
                     let (mut y, mut dx) = (vec![0.0; n], vec![0.0; n]);

@@ -115,7 +115,7 @@ fn products() {
                 let weights = PackedWeights::pack(isa, precision, [n, k], Matrix::rows(&b, k));
                 let mut rows = PackedRows::default();
                 rows.fill_matrix(isa, precision, [m, k], Matrix::rows(&a, k));
-                for kind in [Activation::Gelu, Activation::QuickGelu] {
+                for kind in [Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh] {
                     let finish = Finish::Activate(kind);
                     multiply(&weights, &rows, Some(&bias), finish, &mut c, n, true);
                 }
@@ -154,7 +154,7 @@ fn norms_and_activations() {
                 (make(width), make(width), make(width), make(width));
             layer_norm(isa, &x, &gain, &bias, 1e-5, &mut y);
             layer_norm_backward(isa, &x, &gain, 1e-5, &dy, &mut dx, &mut dgain, &mut dbias);
-            for kind in [Activation::Gelu, Activation::QuickGelu] {
+            for kind in [Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh] {
                 activation(isa, kind, &x, &mut y);
                 activation_backward(isa, kind, &x, &dy, &mut dx);
                 activation_and_backward(isa, kind, &mut y, &mut dx);

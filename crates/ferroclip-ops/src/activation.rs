@@ -1,6 +1,6 @@
 //! The activation of an MLP, elementwise: y = act(x), dx = dy act'(x).
 
-use std::f64::consts::FRAC_1_SQRT_2;
+use std::f64::consts::{FRAC_1_PI, FRAC_1_SQRT_2};
 
 use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -21,6 +21,10 @@ pub fn activation(x: Tensor<2>, kind: Activation) -> Tensor<2> {
             // Burn's own GELU has the gradient of its tanh form on some devices: off by a thousandth.
             Activation::Gelu => x.clone() * ((x * FRAC_1_SQRT_2).erf() + 1.0) * 0.5,
             Activation::QuickGelu => x.clone() * sigmoid(x * 1.702),
+            Activation::GeluTanh => {
+                let cube = x.clone() * x.clone() * x.clone() * 0.044_715;
+                x.clone() * sigmoid((x + cube) * (2.0 * (2.0 * FRAC_1_PI).sqrt()))
+            }
         };
     };
     let [x] = &operands.values;

@@ -123,7 +123,7 @@ fn layer_norm_agrees() {
 
 #[test]
 fn activation_agrees() {
-    for kind in [Activation::Gelu, Activation::QuickGelu] {
+    for kind in [Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh] {
         check("activation", &[[9, 35]], &|x| activation(x[0].clone() * 3.0, kind));
     }
 }

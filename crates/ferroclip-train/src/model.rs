@@ -45,7 +45,8 @@ fn fresh(mut config: Config, seed: u64) -> Result<ModelFiles, TrainError> {
     if text.vocab_size != OPENAI_VOCAB_SIZE && text.hf_tokenizer_name.is_none() {
         // Otherwise readers would take OpenAI's vocabulary instead of the `tokenizer.json`.
         text.hf_tokenizer_name = Some("ferroclip".to_owned());
-        text.tokenizer_kwargs = Some(TokenizerConfig { clean: Cleaning::Lower });
+        text.tokenizer_kwargs =
+            Some(TokenizerConfig { clean: Cleaning::Lower, strip_sep_token: false });
     }
     let weights = ferroclip::init(&config.model, seed);
     Ok(ModelFiles { config, weights, tokenizer })

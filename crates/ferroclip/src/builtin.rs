@@ -1,8 +1,6 @@
 //! The model inside the library: `models/draw-mini` of the repository.
 
-use std::io::Cursor;
-
-use crate::checkpoint::TensorReader;
+use crate::checkpoint::{Checkpoint, TensorReader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::model_dir::ModelFiles;
@@ -37,6 +35,6 @@ pub(crate) fn tokenizer() -> Result<Tokenizer, Error> {
 }
 
 /// The tensors.
-pub(crate) fn tensors(config: &Config) -> Result<TensorReader<Cursor<&'static [u8]>>, Error> {
-    TensorReader::from_bytes(WEIGHTS, NAME, &config.model)
+pub(crate) fn tensors(config: &Config) -> Result<TensorReader, Error> {
+    Checkpoint::from_bytes(WEIGHTS, NAME)?.model(&config.model)
 }

@@ -1,7 +1,6 @@
 //! The front door: a model with its tokenizer and image pipeline.
 
 use std::fmt;
-use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +13,7 @@ use crate::embed_options::EmbedOptions;
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
-use crate::model_dir::{self, ModelFiles};
+use crate::model_dir::{self, ModelFiles, Origin};
 use crate::param::{Weights, is_of_image};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, Tokens};
@@ -27,10 +26,17 @@ pub struct Clip {
     image: ImageEncoder,
     text: TextEncoder,
     logit_scale: f32,
+    logit_bias: Option<f32>,
 }
 
 impl Clip {
-    /// Opens a model directory, or a `.safetensors` file beside its `open_clip_config.json`.
+    /// Opens a model, found by its content, whatever its files are called:
+    ///
+    /// - a directory of open_clip (`open_clip_config.json`) or of transformers (`config.json`), with weights in
+    ///   safetensors, cut into several files or not, or written by `torch.save`;
+    /// - a file of weights beside one of these configs;
+    /// - a file of weights alone, of a plain CLIP model: OpenAI's TorchScript archives, state dictionaries and
+    ///   training checkpoints. The architecture follows from the shapes; [`Clip::origin`] says what was assumed.
     ///
     /// # Errors
     /// When a file is missing or damaged, or the files do not belong together.
@@ -43,10 +49,12 @@ impl Clip {
     /// # Errors
     /// As [`Clip::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<Clip, Error> {
-        let path = path.as_ref();
-        let (config, tensors) = model_dir::open(path)?;
-        let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
-        Clip::read(config, tokenizer, tensors, precision)
+        let found = model_dir::open(path.as_ref())?;
+        let tokenizer = found.tokenizer()?;
+        let model_dir::Found { config, tensors, origin, .. } = found;
+        let mut clip = Clip::read(config, tokenizer, tensors, precision)?;
+        clip.image.set_origin(origin);
+        Ok(clip)
     }
 
     /// The model inside the library, `draw-mini`.
@@ -80,29 +88,39 @@ impl Clip {
         files.check()?;
         let ModelFiles { config, weights, tokenizer } = files;
         let logit_scale = weights.get("logit_scale").map_or(0.0, |tensor| tensor.data[0]);
+        let logit_bias = weights.get("logit_bias").map(|tensor| tensor.data[0]);
         let config = Arc::new(config);
         let (of_image, of_text) = weights.into_iter().partition(|(name, _)| is_of_image(name));
         let image = ImageEncoder::new(Arc::clone(&config), of_image, Precision::F32);
         let text = TextEncoder::new(config, tokenizer, of_text, Precision::F32)?;
-        Ok(Clip { image, text, logit_scale })
+        Ok(Clip { image, text, logit_scale, logit_bias })
     }
 
-    fn read<R: Read + Seek>(
+    fn read(
         config: Config,
         tokenizer: Tokenizer,
-        mut tensors: TensorReader<R>,
+        mut tensors: TensorReader,
         precision: Precision,
     ) -> Result<Clip, Error> {
         let config = Arc::new(config);
         let logit_scale = tensors.read("logit_scale")?.data[0];
+        let logit_bias = match config.model.init_logit_bias {
+            Some(_) => Some(tensors.read("logit_bias")?.data[0]),
+            None => None,
+        };
         let text = TextEncoder::read(Arc::clone(&config), tokenizer, &mut tensors, precision)?;
         let image = ImageEncoder::read(config, &mut tensors, precision)?;
-        Ok(Clip { image, text, logit_scale })
+        Ok(Clip { image, text, logit_scale, logit_bias })
     }
 
     /// Architecture and image pipeline.
     pub fn config(&self) -> &Config {
         self.image.config()
+    }
+
+    /// Where the model came from, and what was assumed about it; empty for one that was not opened by a path.
+    pub fn origin(&self) -> &Origin {
+        self.image.origin()
     }
 
     /// The tokenizer.
@@ -133,6 +151,11 @@ impl Clip {
     /// `logit_scale` as stored: the logarithm of what cosines are multiplied with.
     pub fn logit_scale(&self) -> f32 {
         self.logit_scale
+    }
+
+    /// What is added to scaled cosines, in models that have it: SigLIP's.
+    pub fn logit_bias(&self) -> Option<f32> {
+        self.logit_bias
     }
 
     /// The ids of a text as the model reads it.

@@ -70,6 +70,22 @@ pub enum Error {
     /// Finite weights gave embeddings that are NaN or infinite.
     #[error("the model's embeddings are not finite numbers, though its weights are")]
     NotFinite,
+    /// Another program could not use the model.
+    #[error("cannot convert `{}`: {reason}", path.display())]
+    Conversion {
+        /// The model.
+        path: PathBuf,
+        /// What it could not do.
+        reason: String,
+    },
+    /// What a model is to be compared with cannot be used.
+    #[error("cannot compare with `{origin}`: {reason}")]
+    Reference {
+        /// The file.
+        origin: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A vocabulary file is bad.
     #[error("cannot read the tokenizer `{origin}`: {source}")]
     Tokenizer {
@@ -176,16 +192,18 @@ impl Error {
         match self {
             Error::Io { .. } => "io",
             Error::UnknownPreset { .. } | Error::Config { .. } => "config",
-            Error::NoModel { .. } => "model",
+            Error::NoModel { .. } | Error::Conversion { .. } => "model",
             Error::Weights { .. }
             | Error::Mismatch { .. }
             | Error::ImpossibleWeight { .. }
             | Error::NotFinite => "weights",
             Error::Tokenizer { .. } | Error::Vocabulary { .. } => "tokenizer",
             Error::Image { .. } => "image",
-            Error::NoLabels | Error::NoTemplates | Error::NoPatches | Error::Template { .. } => {
-                "input"
-            }
+            Error::NoLabels
+            | Error::NoTemplates
+            | Error::NoPatches
+            | Error::Template { .. }
+            | Error::Reference { .. } => "input",
             Error::Cancelled => "cancelled",
         }
     }
@@ -199,10 +217,10 @@ impl Error {
                 return Some(format!("known configs: {}", names.join(", ")));
             }
             Error::Config { .. } => {
-                "the fields are those of open_clip's `model_cfg` for plain ViT and ResNet models; correct or remove the one named"
+                "plain ViT and ResNet models of open_clip and CLIP models of transformers are supported; correct or remove the field named"
             }
             Error::NoModel { .. } => {
-                "give a directory with `open_clip_config.json` and `open_clip_model.safetensors`, or a `.safetensors` file beside its config"
+                "give a directory of open_clip or transformers, with its config and weights, or a file of weights"
             }
             Error::Weights { .. } => "copy or download the file again from the model's source",
             Error::Mismatch { .. } => {
@@ -214,6 +232,12 @@ impl Error {
             Error::Tokenizer { source, .. } => return source.hint(),
             Error::Vocabulary { .. } => "use the `tokenizer.json` that came with the model",
             Error::Image { source, .. } => return source.hint(),
+            Error::Conversion { .. } => {
+                "convert it for another program; open_clip's form holds most models"
+            }
+            Error::Reference { .. } => {
+                "a reference is a safetensors file as `fixtures/towers/make.py` writes it: `images` with `image_unit`, `ids` with `text_unit`"
+            }
             Error::NoPatches => "ask for embeddings or pooled features of texts",
             Error::NoLabels => "give at least one label",
             Error::NoTemplates => "give at least one template, for instance `a photo of a {}.`",
@@ -245,6 +269,7 @@ fn io_hint(error: &std::io::Error) -> Option<String> {
         ErrorKind::NotFound => "check the path",
         ErrorKind::PermissionDenied => "check the permissions of the file and its directory",
         ErrorKind::IsADirectory => "give a file, not a directory",
+        ErrorKind::AlreadyExists => "give a path that does not exist yet",
         _ => return None,
     };
     Some(hint.to_owned())

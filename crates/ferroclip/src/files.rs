@@ -54,15 +54,23 @@ pub(crate) fn sync_directory(path: &Path) {
 
 /// Reads a text file of at most `max_bytes`.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Error> {
+    String::from_utf8(read_bytes(path, max_bytes)?).map_err(|_| {
+        let reason = "the file is no UTF-8 text";
+        Error::io("read", path, io::Error::new(io::ErrorKind::InvalidData, reason))
+    })
+}
+
+/// Reads a file of at most `max_bytes`.
+pub(crate) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     let io_error = |source| Error::io("read", path, source);
     let file = File::open(path).map_err(io_error)?;
-    let mut text = String::new();
-    let read = io::Read::read_to_string(&mut io::Read::take(file, max_bytes + 1), &mut text);
+    let mut bytes = Vec::new();
+    let read = io::Read::read_to_end(&mut io::Read::take(file, max_bytes + 1), &mut bytes);
     if read.map_err(io_error)? as u64 > max_bytes {
         let reason = format!("larger than {max_bytes} bytes");
         return Err(io_error(io::Error::new(io::ErrorKind::InvalidData, reason)));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image::{ImageError, Picture};
-use crate::model_dir;
+use crate::model_dir::{self, Origin};
 use crate::param::Weights;
 use crate::towers::ImageTower;
 
@@ -26,6 +26,7 @@ use crate::towers::ImageTower;
 pub struct ImageEncoder {
     config: Arc<Config>,
     tower: ImageTower,
+    origin: Origin,
 }
 
 /// Where a picture comes from.
@@ -63,9 +64,8 @@ pub struct ImageEmbeddings {
 }
 
 impl ImageEncoder {
-    /// Opens the image tower of a model: a directory, or a `.safetensors` file beside its
-    /// `open_clip_config.json`. Names and shapes of all tensors are checked, only the image tower's
-    /// are read.
+    /// Opens the image tower of a model of any kind that [`Clip::open`](crate::Clip::open) knows. Names and
+    /// shapes of all tensors are checked, only the image tower's are read.
     ///
     /// # Errors
     /// As [`Clip::open`](crate::Clip::open), but for faults inside the text tower's tensors.
@@ -78,8 +78,9 @@ impl ImageEncoder {
     /// # Errors
     /// As [`ImageEncoder::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<ImageEncoder, Error> {
-        let (config, mut tensors) = model_dir::open(path.as_ref())?;
-        ImageEncoder::read(Arc::new(config), &mut tensors, precision)
+        let model_dir::Found { config, mut tensors, origin, .. } = model_dir::open(path.as_ref())?;
+        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, precision)?;
+        Ok(ImageEncoder { origin, ..encoder })
     }
 
     /// The image tower of the model inside the library, `draw-mini`.
@@ -101,25 +102,34 @@ impl ImageEncoder {
     }
 
     /// The encoder of these tensors, of which only the image tower's are read.
-    pub(crate) fn read<R: Read + Seek>(
+    pub(crate) fn read(
         config: Arc<Config>,
-        tensors: &mut TensorReader<R>,
+        tensors: &mut TensorReader,
         precision: Precision,
     ) -> Result<ImageEncoder, Error> {
         let model = &config.model;
         let tower = tensors.build(model, precision, |source| ImageTower::build(model, source))?;
-        Ok(ImageEncoder { config, tower })
+        Ok(ImageEncoder { config, tower, origin: Origin::default() })
     }
 
     /// The encoder of checked weights.
     pub(crate) fn new(config: Arc<Config>, weights: Weights, precision: Precision) -> ImageEncoder {
         let tower = ImageTower::packed(&config.model, weights, precision);
-        ImageEncoder { config, tower }
+        ImageEncoder { config, tower, origin: Origin::default() }
     }
 
     /// Architecture and image pipeline.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where the model came from, and what was assumed about it; empty for one that was not opened by a path.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub(crate) fn set_origin(&mut self, origin: Origin) {
+        self.origin = origin;
     }
 
     /// The tower.

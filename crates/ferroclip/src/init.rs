@@ -36,24 +36,31 @@ fn law(config: &ModelConfig, name: &str, shape: &[usize]) -> Law {
     let text_std = (config.text_cfg.width as f64).powf(-0.5);
     match name {
         "logit_scale" => Law::Constant(config.init_logit_scale()),
+        "logit_bias" => Law::Constant(config.init_logit_bias.unwrap_or(0.0)),
         "token_embedding.weight" => Law::Normal(0.02),
         "positional_embedding" => Law::Normal(0.01),
         "text_projection" => Law::Normal(text_std),
-        "visual.class_embedding" | "visual.positional_embedding" | "visual.proj" => {
-            Law::Normal(vision_std)
-        }
+        "text_projection_bias" | "visual.conv1.bias" => Law::Constant(0.0),
+        "visual.class_embedding"
+        | "visual.positional_embedding"
+        | "visual.proj"
+        | "visual.attn_pool.probe" => Law::Normal(vision_std),
         _ if name.ends_with(".running_var") => Law::Constant(1.0),
         _ if name.ends_with(".running_mean") => Law::Constant(0.0),
         _ if shape.len() == 4 => torch_default(shape[1..].iter().product()),
         _ if is_resnet(name) => resnet_vector_or_pool(name, vision_std),
-        _ if name.contains("ln_") && name.ends_with(".weight") => Law::Constant(1.0),
-        _ if name.contains("ln_") => Law::Constant(0.0),
+        _ if is_norm(name) && name.ends_with(".weight") => Law::Constant(1.0),
+        _ if is_norm(name) => Law::Constant(0.0),
         _ if name.ends_with("attn.in_proj_bias") => Law::Constant(0.0),
         _ if name.ends_with("attn.out_proj.bias") => Law::Constant(0.0),
         _ if name.ends_with(".bias") => torch_default(bias_fan_in(config, name)),
         _ if name.starts_with("visual.") => image_matrix(name, shape),
         _ => text_matrix(config, name),
     }
+}
+
+fn is_norm(name: &str) -> bool {
+    name.contains("ln_") || name.starts_with("visual.attn_pool.ln.")
 }
 
 fn is_resnet(name: &str) -> bool {

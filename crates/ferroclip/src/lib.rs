@@ -63,13 +63,14 @@ mod parameter_shapes;
 mod text_encoder;
 pub mod tokenizer;
 mod towers;
+mod verify;
 mod zero_shot;
 
 pub use checkpoint::FloatFormat;
 pub use clip::Clip;
 pub use config::{
-    Cleaning, Config, ImagePool, Layers, ModelConfig, NormConfig, Sides, TextConfig, TextPool,
-    TokenizerConfig, VisionConfig,
+    ActivationConfig, Approximation, Cleaning, Config, ImagePool, Layers, ModelConfig, NormConfig,
+    Sides, TextConfig, TextPool, TextProjection, TokenizerConfig, VisionConfig,
 };
 pub use embed_options::{EmbedOptions, Features};
 pub use embeddings::Embeddings;
@@ -79,9 +80,10 @@ pub use files::write_atomically;
 pub use image::Picture;
 pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 pub use init::init;
-pub use model_dir::ModelFiles;
+pub use model_dir::{Converted, ModelFiles, Origin, Program, convert};
 pub use param::{ParamTensor, Params, WeightTensor, Weights, is_buffer};
 pub use text_encoder::TextEncoder;
 pub use tokenizer::Tokenizer;
 pub use towers::{BatchStatistics, ImageTower, TextTower};
+pub use verify::{Agreement, Difference as VerifiedDifference, verify};
 pub use zero_shot::{Classifier, Score, Scoring, check_templates};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ModelConfig, TextConfig, VisionConfig};
+use crate::config::{ImagePool, ModelConfig, TextConfig, TextProjection, VisionConfig};
 
 /// Channels that leave a bottleneck, for each channel inside.
 const EXPANSION: usize = 4;
@@ -16,6 +16,9 @@ impl ModelConfig {
     pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = Shapes(BTreeMap::new());
         shapes.add("logit_scale", &[]);
+        if self.init_logit_bias.is_some() {
+            shapes.add("logit_bias", &[]);
+        }
         match self.vision_cfg.layers.stages() {
             None => shapes.transformer(&self.vision_cfg, self.embed_dim),
             Some(stages) => shapes.resnet(&self.vision_cfg, stages, self.embed_dim),
@@ -33,7 +36,12 @@ impl Shapes {
     fn text(&mut self, text: &TextConfig, embed_dim: usize) {
         self.add("token_embedding.weight", &[text.vocab_size, text.width]);
         self.add("positional_embedding", &[text.context_length, text.width]);
-        self.add("text_projection", &[text.width, embed_dim]);
+        if text.proj_type == TextProjection::Linear {
+            self.add("text_projection", &[text.width, embed_dim]);
+        }
+        if text.proj_bias {
+            self.add("text_projection_bias", &[embed_dim]);
+        }
         self.norm("ln_final", text.width);
         for layer in 0..text.layers {
             let block = format!("transformer.resblocks.{layer}");
@@ -43,10 +51,15 @@ impl Shapes {
 
     fn transformer(&mut self, vision: &VisionConfig, embed_dim: usize) {
         let (width, [patch_height, patch_width]) = (vision.width, vision.patch());
-        self.add("visual.class_embedding", &[width]);
         self.add("visual.conv1.weight", &[width, 3, patch_height, patch_width]);
-        self.add("visual.positional_embedding", &[vision.grid_cells() + 1, width]);
-        self.add("visual.proj", &[width, embed_dim]);
+        match vision.pool_type {
+            ImagePool::Map => self.attention_pool(vision),
+            ImagePool::Tok | ImagePool::Avg => {
+                self.add("visual.class_embedding", &[width]);
+                self.add("visual.positional_embedding", &[vision.grid_cells() + 1, width]);
+                self.add("visual.proj", &[width, embed_dim]);
+            }
+        }
         self.norm("visual.ln_post", width);
         if !vision.no_ln_pre {
             self.norm("visual.ln_pre", width);
@@ -55,6 +68,17 @@ impl Shapes {
             let block = format!("visual.transformer.resblocks.{layer}");
             self.block(&block, width, vision.mlp_width());
         }
+    }
+
+    /// What an image tower that pools by attention has in place of class token and projection. The names are ours.
+    fn attention_pool(&mut self, vision: &VisionConfig) {
+        let (width, mlp_width) = (vision.width, vision.mlp_width());
+        self.add("visual.conv1.bias", &[width]);
+        self.add("visual.positional_embedding", &[vision.grid_cells(), width]);
+        self.add("visual.attn_pool.probe", &[width]);
+        self.attention("visual.attn_pool", width);
+        self.norm("visual.attn_pool.ln", width);
+        self.mlp("visual.attn_pool", width, mlp_width);
     }
 
     fn resnet(&mut self, vision: &VisionConfig, stages: [usize; 4], embed_dim: usize) {
@@ -109,16 +133,25 @@ impl Shapes {
     }
 
     fn block(&mut self, block: &str, width: usize, mlp_width: usize) {
-        let name = |name: &str| format!("{block}.{name}");
-        self.norm(&name("ln_1"), width);
-        self.norm(&name("ln_2"), width);
-        self.add(&name("attn.in_proj_weight"), &[3 * width, width]);
-        self.add(&name("attn.in_proj_bias"), &[3 * width]);
-        self.add(&name("attn.out_proj.weight"), &[width, width]);
-        self.add(&name("attn.out_proj.bias"), &[width]);
-        self.add(&name("mlp.c_fc.weight"), &[mlp_width, width]);
-        self.add(&name("mlp.c_fc.bias"), &[mlp_width]);
-        self.add(&name("mlp.c_proj.weight"), &[width, mlp_width]);
-        self.add(&name("mlp.c_proj.bias"), &[width]);
+        self.norm(&format!("{block}.ln_1"), width);
+        self.norm(&format!("{block}.ln_2"), width);
+        self.attention(block, width);
+        self.mlp(block, width, mlp_width);
+    }
+
+    fn attention(&mut self, block: &str, width: usize) {
+        let name = |name: &str| format!("{block}.attn.{name}");
+        self.add(&name("in_proj_weight"), &[3 * width, width]);
+        self.add(&name("in_proj_bias"), &[3 * width]);
+        self.add(&name("out_proj.weight"), &[width, width]);
+        self.add(&name("out_proj.bias"), &[width]);
+    }
+
+    fn mlp(&mut self, block: &str, width: usize, mlp_width: usize) {
+        let name = |name: &str| format!("{block}.mlp.{name}");
+        self.add(&name("c_fc.weight"), &[mlp_width, width]);
+        self.add(&name("c_fc.bias"), &[mlp_width]);
+        self.add(&name("c_proj.weight"), &[width, mlp_width]);
+        self.add(&name("c_proj.bias"), &[width]);
     }
 }

@@ -1,7 +1,6 @@
 //! Texts to embeddings: the text tower with its tokenizer.
 
 use std::fmt;
-use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,9 +26,8 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Opens the text tower of a model: a directory, or a `.safetensors` file beside its
-    /// `open_clip_config.json`. Names and shapes of all tensors are checked, only the text tower's
-    /// are read.
+    /// Opens the text tower of a model of any kind that [`Clip::open`](crate::Clip::open) knows. Names and
+    /// shapes of all tensors are checked, only the text tower's are read.
     ///
     /// # Errors
     /// As [`Clip::open`](crate::Clip::open), but for faults inside the image tower's tensors.
@@ -42,10 +40,9 @@ impl TextEncoder {
     /// # Errors
     /// As [`TextEncoder::open`].
     pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<TextEncoder, Error> {
-        let path = path.as_ref();
-        let (config, mut tensors) = model_dir::open(path)?;
-        let tokenizer = model_dir::load_tokenizer_of(path, &config)?;
-        TextEncoder::read(Arc::new(config), tokenizer, &mut tensors, precision)
+        let mut found = model_dir::open(path.as_ref())?;
+        let tokenizer = found.tokenizer()?;
+        TextEncoder::read(Arc::new(found.config), tokenizer, &mut found.tensors, precision)
     }
 
     /// The text tower of the model inside the library, `draw-mini`.
@@ -67,10 +64,10 @@ impl TextEncoder {
     }
 
     /// The encoder of these tensors, of which only the text tower's are read.
-    pub(crate) fn read<R: Read + Seek>(
+    pub(crate) fn read(
         config: Arc<Config>,
         tokenizer: Tokenizer,
-        tensors: &mut TensorReader<R>,
+        tensors: &mut TensorReader,
         precision: Precision,
     ) -> Result<TextEncoder, Error> {
         check_vocabulary(&config, &tokenizer)?;

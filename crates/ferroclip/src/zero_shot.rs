@@ -3,7 +3,9 @@
 //! A template such as `a photo of a {}.` turns a label into a text. With several templates a label
 //! stands for the mean of its texts' unit embeddings, normalised again (OpenAI's prompt ensemble).
 //! The similarity of a picture and a label is the cosine of their embeddings; the score is the
-//! softmax over all labels of exp(`logit_scale`) times the similarity.
+//! softmax over all labels of exp(`logit_scale`) times the similarity. A model with a `logit_bias` (SigLIP's) was
+//! trained to say of each text alone whether it fits: there the score is the sigmoid of the scaled similarity plus the
+//! bias.
 
 use ferroclip_kernels::{Isa, dots, largest};
 
@@ -33,7 +35,8 @@ pub enum Scoring {
     /// Exactly one label applies: the scores of all labels add up to 1.
     #[default]
     Softmax,
-    /// Any number of labels apply: each score stands alone, the sigmoid of the scaled similarity.
+    /// Any number of labels apply: each score stands alone, the sigmoid of the scaled similarity plus the model's
+    /// bias, if it has one.
     Sigmoid,
 }
 
@@ -43,11 +46,12 @@ pub struct Classifier {
     labels: Vec<String>,
     embeddings: Embeddings,
     scale: f32,
+    bias: f32,
     scoring: Scoring,
 }
 
 impl Classifier {
-    /// Embeds the labels in the templates.
+    /// Embeds the labels in the templates. A model with a `logit_bias` scores by the sigmoid, others by the softmax.
     ///
     /// # Errors
     /// When there is no label or no template, or a template lacks `{}`.
@@ -73,8 +77,9 @@ impl Classifier {
             }
         }
         let labels = labels.iter().map(|label| label.as_ref().to_owned()).collect();
-        let scale = clip.logit_scale().exp();
-        Ok(Classifier { labels, embeddings, scale, scoring: Scoring::default() })
+        let (scale, bias) = (clip.logit_scale().exp(), clip.logit_bias());
+        let scoring = if bias.is_some() { Scoring::Sigmoid } else { Scoring::Softmax };
+        Ok(Classifier { labels, embeddings, scale, bias: bias.unwrap_or(0.0), scoring })
     }
 
     /// The same labels with another way of scoring.
@@ -121,7 +126,8 @@ impl Classifier {
 
     /// Scores of similarities to all labels.
     fn scores(&self, similarities: &[f32]) -> Vec<f32> {
-        let logits = similarities.iter().map(|&similarity| f64::from(self.scale * similarity));
+        let logit = |&similarity: &f32| f64::from(self.scale * similarity + self.bias);
+        let logits = similarities.iter().map(logit);
         match self.scoring {
             Scoring::Sigmoid => logits.map(|x| (1.0 / (1.0 + (-x).exp())) as f32).collect(),
             Scoring::Softmax => {

@@ -265,7 +265,19 @@ fn missing_parts_are_named() {
     assert_error(&open_error(empty.path()), "model", &["open_clip_config.json"]);
     let stray = empty.path().join("weights.safetensors");
     fs::write(&stray, b"x").expect("written");
-    assert_error(&open_error(&stray), "model", &["weights.safetensors", "beside it"]);
+    assert_error(
+        &open_error(&stray),
+        "weights",
+        &["weights.safetensors", "ends within its header"],
+    );
+    let mut weights = ferroclip::Weights::new();
+    weights.insert("logit_scale", WeightTensor { shape: vec![], data: vec![1.0] });
+    weights.save(&stray, FloatFormat::F32).expect("written");
+    assert_error(
+        &open_error(&stray),
+        "model",
+        &["weights.safetensors", "no config beside it", "`visual."],
+    );
     let folder = directory(|_| {});
     fs::remove_file(folder.path().join("tokenizer.json")).expect("removed");
     assert_error(&open_error(folder.path()), "io", &["tokenizer.json"]);

@@ -55,8 +55,11 @@ pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
     }
     let clip = args.model.open()?;
     let templates = args.templates.read(&clip.config().templates)?;
-    let scoring = if args.multi_label { Scoring::Sigmoid } else { Scoring::Softmax };
-    let classifier = Classifier::new(&clip, &labels, &templates)?.with_scoring(scoring);
+    let classifier = Classifier::new(&clip, &labels, &templates)?;
+    let classifier = match args.multi_label {
+        true => classifier.with_scoring(Scoring::Sigmoid),
+        false => classifier,
+    };
     for &label_idx in &classifier.embeddings().truncated {
         output::note(common, &format!("the label `{}` is too long and was cut", labels[label_idx]));
     }

@@ -22,6 +22,7 @@ pub(crate) struct InspectArgs {
 struct Counts {
     image: usize,
     text: usize,
+    other: usize,
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
@@ -33,11 +34,11 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         let n: usize = shape.iter().product();
         match name.starts_with("visual.") {
             true => counts.image += n,
-            false if name != "logit_scale" => counts.text += n,
-            false => {}
+            false if name.starts_with("logit_") => counts.other += n,
+            false => counts.text += n,
         }
     }
-    let total = counts.image + counts.text + 1;
+    let total = counts.image + counts.text + counts.other;
     let written: Value = serde_json::from_str(&config.to_json())
         .map_err(|error| Error::input(format!("cannot write the config: {error}")))?;
     let tokenizer = clip.tokenizer();
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         "memory": {"f32_bytes": total * 4},
         "logit_scale": clip.logit_scale(),
         "scale": clip.logit_scale().exp(),
+        "logit_bias": clip.logit_bias(),
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size(),
             "start_id": tokenizer.start_id(),
@@ -56,7 +58,11 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         },
         "preprocess": config.preprocess,
         "templates": config.templates,
-        "assumptions": assumptions(args),
+        "format": clip.origin().format,
+        "dialect": clip.origin().dialect,
+        "conventions": clip.origin().conventions,
+        "assumptions": clip.origin().assumptions,
+        "ignored": clip.origin().ignored,
         "licence": licence(args),
     });
     match common.json {
@@ -64,22 +70,6 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         false => output::print(&lines(&document))?,
     }
     Ok(Done::All)
-}
-
-/// What the config file leaves open, so that open_clip's defaults decide.
-fn assumptions(args: &InspectArgs) -> Vec<String> {
-    let path = beside(args, "open_clip_config.json");
-    let Ok(text) = std::fs::read_to_string(path) else { return Vec::new() };
-    let config: Value = serde_json::from_str(&text).unwrap_or_default();
-    let fields = [
-        ("model_cfg", &["quick_gelu"][..]),
-        ("preprocess_cfg", &["size", "mean", "std", "interpolation", "resize_mode"][..]),
-    ];
-    let absent = |&(section, name): &(&str, &str)| config[section].get(name).is_none();
-    let all = fields.iter().flat_map(|&(section, names)| names.iter().map(move |&n| (section, n)));
-    all.filter(absent)
-        .map(|(section, name)| format!("`{section}.{name}` is not given: open_clip's default"))
-        .collect()
 }
 
 /// A file of the model, which is a directory or a file of weights in it.

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod classify;
+pub(crate) mod convert;
 pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod inspect;
@@ -9,6 +10,7 @@ pub(crate) mod preprocess;
 pub(crate) mod similarity;
 pub(crate) mod tokenize;
 pub(crate) mod train;
+pub(crate) mod verify;
 
 use crate::args::Command;
 use crate::common::Common;
@@ -22,6 +24,8 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<Done> {
         Command::Tokenize(args) => tokenize::run(args, common),
         Command::Preprocess(args) => preprocess::run(args, common),
         Command::Inspect(args) => inspect::run(args, common),
+        Command::Convert(args) => convert::run(args, common),
+        Command::Verify(args) => verify::run(args, common),
         Command::Train(args) => train::run(args, common),
         Command::Eval(command) => eval::run(command, common),
         Command::Bench(args) => bench::run(args, common),

@@ -46,6 +46,7 @@ fn in_place_body<M: MulAdd>(finish: Finish, sums: &mut [f32], nr: usize, bias: O
     match finish {
         Finish::Activate(Activation::QuickGelu) => activate::<M>(Activation::QuickGelu, sums),
         Finish::Activate(Activation::Gelu) => activate::<M>(Activation::Gelu, sums),
+        Finish::Activate(Activation::GeluTanh) => activate::<M>(Activation::GeluTanh, sums),
         Finish::Store | Finish::Add => {}
     }
 }

@@ -32,5 +32,5 @@ pub use decode::DecodeLimits;
 pub use error::ImageError;
 pub use picture::{Mode, Picture};
 pub use pipeline::{
-    ImagePipeline, Interpolation, OneOrMore, PreprocessConfig, ResizeMode, Rgb8Image,
+    Convention, ImagePipeline, Interpolation, OneOrMore, PreprocessConfig, ResizeMode, Rgb8Image,
 };

@@ -136,6 +136,13 @@ impl Picture {
         }
     }
 
+    /// The picture in RGB, as PIL converts it: alpha is dropped.
+    #[must_use]
+    pub(super) fn as_rgb(&self) -> Picture {
+        let rgb = Picture::from_rgb8(self.width, self.height, self.to_rgb(&self.pixels));
+        rgb.with_orientation(self.orientation)
+    }
+
     /// Turns the picture upright as its EXIF data says. The references do not do this.
     #[must_use]
     pub fn apply_exif(self) -> Picture {

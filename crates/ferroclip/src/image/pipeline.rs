@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decode::DecodeLimits;
 use super::error::ImageError;
-use super::picture::Picture;
+use super::picture::{Mode, Picture};
 use super::resize::resize_to_rgb;
 
 /// OpenAI's mean of each channel, open_clip's default.
@@ -50,6 +50,17 @@ pub enum ResizeMode {
     Longest,
     /// Both sides fit; the shape is lost.
     Squash,
+}
+
+/// Where the references differ about a picture that is no RGB picture of the right shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Convention {
+    /// open_clip and OpenAI: the picture is resized in its own pixel format and becomes RGB behind the crop,
+    /// which begins at the nearest even number where half a pixel is left over.
+    #[default]
+    OpenClip,
+    /// transformers: the picture becomes RGB first, and the crop begins at the smaller number.
+    HuggingFace,
 }
 
 /// An RGB picture of 8 bits a sample, ready for [`ImagePipeline::tensor`].
@@ -135,6 +146,7 @@ impl PreprocessConfig {
             interpolation: self.interpolation.unwrap_or_default(),
             resize_mode: self.resize_mode.unwrap_or_default(),
             fill_color: self.fill_color.unwrap_or(0),
+            convention: Convention::OpenClip,
             exif: false,
         };
         pipeline.validate()?;
@@ -164,6 +176,8 @@ pub struct ImagePipeline {
     /// Sample value of the border in resize mode `longest`, in the picture's own pixel format (an
     /// index where that has a palette), as in open_clip.
     pub fill_color: u8,
+    /// Whose order of steps. No part of the file form: open_clip knows its own only.
+    pub convention: Convention,
     /// Turn pictures upright by their EXIF data first. No part of the file form: the references
     /// never do it.
     pub exif: bool,
@@ -179,6 +193,7 @@ impl Default for ImagePipeline {
             interpolation: Interpolation::default(),
             resize_mode: ResizeMode::default(),
             fill_color: 0,
+            convention: Convention::OpenClip,
             exif: false,
         }
     }
@@ -248,9 +263,14 @@ impl ImagePipeline {
             true => Cow::Owned(picture.clone().apply_exif()),
             false => Cow::Borrowed(picture),
         };
+        let picture = match self.convention {
+            Convention::HuggingFace if picture.mode() != Mode::Rgb => Cow::Owned(picture.as_rgb()),
+            _ => picture,
+        };
         let [height, width] = self.size;
         let (resized, filter) = self.resized([picture.width(), picture.height()]);
-        let [x, y] = [Fit::new(resized[0], width), Fit::new(resized[1], height)];
+        let [x, y] = [(resized[0], width), (resized[1], height)]
+            .map(|(resized, size)| Fit::new(resized, size, self.convention));
         let (columns, n_rows) = (x.window.len(), y.window.len());
         let window = resize_to_rgb(&picture, resized, [x.window, y.window], filter);
         if [columns, n_rows] == [width, height] {
@@ -325,13 +345,16 @@ struct Fit {
 }
 
 impl Fit {
-    fn new(resized: usize, size: usize) -> Fit {
+    fn new(resized: usize, size: usize, convention: Convention) -> Fit {
         if resized < size {
             return Fit { window: 0..resized, offset: (size - resized) / 2 };
         }
         let spare = resized - size;
-        // Python rounds a half to the even neighbour.
-        let start = spare / 2 + usize::from(spare % 4 == 3);
+        let start = match convention {
+            // Python rounds a half to the even neighbour.
+            Convention::OpenClip => spare / 2 + usize::from(spare % 4 == 3),
+            Convention::HuggingFace => spare / 2,
+        };
         Fit { window: start..start + size, offset: 0 }
     }
 }

@@ -4,8 +4,26 @@
 //! includes the separators U+001C to U+001F), `\s` of the `regex` module (which does not; it is
 //! Unicode's `White_Space`), and ftfy's line breaks.
 
+use unicode_normalization::UnicodeNormalization;
+
 use super::white_space::is_python_space;
 use super::{ftfy, html};
+
+/// The normaliser of transformers' fast tokenizer: NFC, `\s+` to a space, each character in lower case on its own.
+pub(crate) fn compose(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut is_gap = false;
+    for c in text.nfc() {
+        let gap = c.is_whitespace();
+        match (gap, is_gap) {
+            (true, true) => {}
+            (true, false) => out.push(' '),
+            (false, _) => out.extend(c.to_lowercase()),
+        }
+        is_gap = gap;
+    }
+    out
+}
 
 /// OpenAI's `whitespace_clean(basic_clean(text)).lower()`.
 pub(crate) fn clean(text: &str) -> String {

@@ -68,10 +68,7 @@ impl Tokenizer {
 
     fn hf_value(&self) -> Value {
         let symbols = self.symbol_texts();
-        let merges = self.bpe.merges().iter();
-        let merges: Vec<String> = merges
-            .map(|&(a, b)| format!("{} {}", symbols[a as usize], symbols[b as usize]))
-            .collect();
+        let merges = self.merge_lines(&symbols);
         let mut vocab = serde_json::Map::new();
         vocab.extend(symbols.into_iter().zip(0..).map(|(s, id)| (s, Value::from(id))));
         for (text, id) in self.special_texts() {
@@ -109,6 +106,12 @@ impl Tokenizer {
         })
     }
 
+    /// The merges as two symbols with a space between.
+    pub(super) fn merge_lines(&self, symbols: &[String]) -> Vec<String> {
+        let merges = self.bpe.merges().iter();
+        merges.map(|&(a, b)| format!("{} {}", symbols[a as usize], symbols[b as usize])).collect()
+    }
+
     fn hf_post_processor(&self) -> Value {
         let special = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
         let sequence = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
@@ -130,7 +133,7 @@ impl Tokenizer {
     }
 
     /// The texts of all symbols in the alphabet of GPT-2.
-    fn symbol_texts(&self) -> Vec<String> {
+    pub(super) fn symbol_texts(&self) -> Vec<String> {
         let mut texts = byte_symbol_texts();
         for &(a, b) in self.bpe.merges() {
             texts.push(format!("{}{}", texts[a as usize], texts[b as usize]));
@@ -143,7 +146,7 @@ fn byte_level() -> Value {
     json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false})
 }
 
-fn added_token(text: &str, id: u32) -> Value {
+pub(super) fn added_token(text: &str, id: u32) -> Value {
     json!({
         "id": id,
         "content": text,
@@ -162,7 +165,7 @@ fn byte_symbol_texts() -> Vec<String> {
 }
 
 /// Resolves merges written as `left right`, each made of symbols that exist before it.
-fn read_merges(lines: &[Value]) -> Result<Vec<(u32, u32)>, TokenizerError> {
+pub(super) fn read_merges(lines: &[Value]) -> Result<Vec<(u32, u32)>, TokenizerError> {
     let mut ids: HashMap<String, u32> = byte_symbol_texts().into_iter().zip(0..).collect();
     let mut merges = Vec::with_capacity(lines.len());
     for (position, line) in lines.iter().enumerate() {
@@ -191,7 +194,7 @@ fn shorten(symbol: &str) -> String {
     symbol.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
-fn unsupported(field: &str) -> TokenizerError {
+pub(super) fn unsupported(field: &str) -> TokenizerError {
     TokenizerError::Unsupported { field: field.to_owned() }
 }
 

@@ -32,6 +32,7 @@ mod split;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod transformers;
 mod white_space;
 
 pub use error::TokenizerError;
@@ -53,6 +54,19 @@ const N_SPECIAL: usize = 2;
 #[derive(Clone)]
 pub struct Tokenizer {
     bpe: Arc<Bpe>,
+    normalization: Normalization,
+}
+
+/// What becomes of a text before it is split into words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Normalization {
+    /// OpenAI's and open_clip's: broken text is repaired (ftfy), HTML unescaped twice, white space made single
+    /// spaces, capitals small.
+    #[default]
+    OpenAi,
+    /// That of transformers' fast tokenizer: characters composed (NFC), white space made single spaces, capitals
+    /// small. Nothing is repaired or unescaped.
+    HuggingFace,
 }
 
 /// Token ids of one text that has been fitted to a context length.
@@ -92,7 +106,18 @@ impl Tokenizer {
     }
 
     fn with_merges(merges: Vec<(u32, u32)>) -> Self {
-        Self { bpe: Arc::new(Bpe::new(merges)) }
+        Self { bpe: Arc::new(Bpe::new(merges)), normalization: Normalization::OpenAi }
+    }
+
+    /// The same vocabulary behind another preparation of texts.
+    #[must_use]
+    pub fn normalized(self, normalization: Normalization) -> Self {
+        Self { normalization, ..self }
+    }
+
+    /// How texts are prepared.
+    pub fn normalization(&self) -> Normalization {
+        self.normalization
     }
 
     /// Number of ids.
@@ -113,7 +138,11 @@ impl Tokenizer {
     /// The ids of a text with start and end, however many they are.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = vec![self.start_id()];
-        for piece in split::split(&clean::clean(text)) {
+        let text = match self.normalization {
+            Normalization::OpenAi => clean::clean(text),
+            Normalization::HuggingFace => clean::compose(text),
+        };
+        for piece in split::split(&text) {
             match piece {
                 split::START_TEXT => ids.push(self.start_id()),
                 split::END_TEXT => ids.push(self.end_id()),

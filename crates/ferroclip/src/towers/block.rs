@@ -11,6 +11,22 @@ pub(super) fn norm(params: &dyn Source, name: &str, eps: f64) -> LayerNorm {
     LayerNorm::new(tensor("weight"), tensor("bias"), eps)
 }
 
+/// The MLP `name.mlp` with its norm.
+pub(super) fn mlp(params: &dyn Source, name: &str, norm: LayerNorm, activation: Activation) -> Mlp {
+    let linear = |of: &str| {
+        let tensor2 = params.tensor2(&format!("{name}.mlp.{of}.weight"));
+        let bias = params.tensor1(&format!("{name}.mlp.{of}.bias"));
+        let linear = Linear::new(tensor2, Some(bias)).rounded(params.rounding());
+        // At once, so that one matrix at most lies in memory twice.
+        match params.packing() {
+            Some(precision) => linear.packed(precision),
+            None => linear,
+        }
+    };
+    let (c_fc, c_proj) = (linear("c_fc"), linear("c_proj"));
+    Mlp { norm, c_fc, activation, c_proj, recompute: params.recomputes() }
+}
+
 /// What the blocks of a tower have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockConfig {
@@ -92,13 +108,8 @@ impl Block {
             Some(precision) => attention.packed(precision, pooled),
             None => attention,
         };
-        let mlp = Mlp {
-            norm: norm(params, &format!("{name}.ln_2"), config.eps),
-            c_fc: packed(linear("mlp.c_fc.weight", "mlp.c_fc.bias")),
-            activation: config.activation,
-            c_proj: packed(linear("mlp.c_proj.weight", "mlp.c_proj.bias")),
-            recompute,
-        };
+        let norm = norm(params, &format!("{name}.ln_2"), config.eps);
+        let mlp = mlp(params, name, norm, config.activation);
         Block { attention, mlp }
     }
 

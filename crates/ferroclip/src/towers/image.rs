@@ -52,7 +52,7 @@ impl ImageTower {
     /// When `pixels` does not hold `n` images of the config's size.
     pub fn forward(&self, pixels: &[f32], n: usize) -> Tensor<2> {
         match &self.0 {
-            Trunk::Transformer(vit) => vit.projection().forward(vit.pooled(pixels, n)),
+            Trunk::Transformer(vit) => vit.project(vit.pooled(pixels, n)),
             Trunk::ResNet(resnet) => resnet.forward(pixels, n, &mut NormMode::Frozen),
         }
     }
@@ -82,7 +82,7 @@ impl ImageTower {
     /// pooling the images keep unequally many, or the tower is a ResNet, which has no patches.
     pub fn forward_kept(&self, pixels: &[f32], keep: &[Vec<usize>]) -> Tensor<2> {
         let Trunk::Transformer(vit) = &self.0 else { panic!("a ResNet has no patches to drop") };
-        vit.projection().forward(vit.pooled_kept(pixels, keep))
+        vit.project(vit.pooled_kept(pixels, keep))
     }
 
     /// Pooled features: what the projection is applied to, `[n, width]`; `32 width` numbers for a

@@ -15,6 +15,7 @@
 //! derived from parameters are formed inside `forward`, so that one tower can serve several forward
 //! and backward passes.
 
+mod attention_pool;
 mod block;
 mod image;
 mod resnet;

@@ -1,11 +1,11 @@
-//! The text tower: a causal transformer.
+//! The text tower: a transformer, causal or not.
 
 use burn::prelude::*;
 use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, TokenTable, embed_tokens};
 
 use super::block::{BlockConfig, Transformer, norm};
 use super::source::Source;
-use crate::config::{ModelConfig, TextPool};
+use crate::config::{ModelConfig, TextPool, TextProjection};
 use crate::param::{Params, Weights};
 
 /// Token ids to embeddings.
@@ -16,7 +16,8 @@ pub struct TextTower {
     transformer: Transformer,
     ln_final: LayerNorm,
     pool: TextPool,
-    projection: Projection,
+    projection: Option<Projection>,
+    projection_bias: Option<Tensor<1>>,
 }
 
 impl TextTower {
@@ -39,16 +40,18 @@ impl TextTower {
     }
 
     pub(crate) fn build(config: &ModelConfig, params: &dyn Source) -> Self {
-        let mut projection = Projection::new(params.tensor2("text_projection"));
-        if params.packing().is_some() {
-            projection = projection.packed(Precision::F32);
-        }
         let text = &config.text_cfg;
+        let has_projection = text.proj_type == TextProjection::Linear;
+        let projection = has_projection.then(|| Projection::new(params.tensor2("text_projection")));
+        let projection = match params.packing() {
+            Some(_) => projection.map(|projection| projection.packed(Precision::F32)),
+            None => projection,
+        };
         let blocks = BlockConfig {
             heads: text.heads,
             eps: text.norm_eps(),
-            activation: config.activation(),
-            causal: true,
+            activation: config.text_activation(),
+            causal: !text.no_causal_mask,
         };
         TextTower {
             tokens: params.token_table("token_embedding.weight"),
@@ -57,17 +60,27 @@ impl TextTower {
             ln_final: norm(params, "ln_final", text.norm_eps()),
             pool: text.pool_type,
             projection,
+            projection_bias: text.proj_bias.then(|| params.tensor1("text_projection_bias")),
         }
     }
 
     /// Embeddings, not normalised: `[texts, embed_dim]`. The texts are ids with start and end;
-    /// padding behind the end is allowed and costs nothing.
+    /// padding behind the end is allowed and costs nothing, unless the tower reads padding: then a text has as many ids
+    /// as the context is long.
     ///
     /// # Panics
     /// When a text is empty, has an id beyond the vocabulary, or its end lies beyond the context
     /// length.
     pub fn forward<T: AsRef<[u32]>>(&self, texts: &[T]) -> Tensor<2> {
-        self.projection.forward(self.pooled(texts))
+        let pooled = self.pooled(texts);
+        let x = match &self.projection {
+            Some(projection) => projection.forward(pooled),
+            None => pooled,
+        };
+        match &self.projection_bias {
+            Some(bias) => x + bias.clone().unsqueeze::<2>(),
+            None => x,
+        }
     }
 
     /// Pooled features: the row at the end of each text behind `ln_final`, before the projection,
@@ -88,7 +101,9 @@ impl TextTower {
 
     /// The ids that can reach the pooled row: up to and including it.
     fn read_part<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
-        let TextPool::Argmax = self.pool;
+        if self.pool == TextPool::Last {
+            return ids;
+        }
         let largest = ids.iter().max().expect("a text has a start and an end");
         let end = ids.iter().position(|id| id == largest);
         &ids[..=end.expect("the maximum is one of the ids")]
@@ -98,6 +113,8 @@ impl TextTower {
         let (vocab_size, context_length) = (self.tokens.vocab_size(), self.positions.dims()[0]);
         let longest = spans.longest();
         assert!(longest <= context_length, "a text of {longest} tokens, limit {context_length}");
+        let whole = self.pool != TextPool::Last || spans.rows() == spans.count() * context_length;
+        assert!(whole, "this tower reads padding: texts have {context_length} tokens");
         let known = ids.iter().all(|&id| (id as usize) < vocab_size);
         assert!(known, "a token id is beyond the vocabulary of {vocab_size}");
     }

@@ -5,6 +5,7 @@ use ferroclip_ops::{
     LayerNorm, Lead, Linear, Precision, Projection, Spans, mean_rows, patch_rows, select_rows,
 };
 
+use super::attention_pool::AttentionPool;
 use super::block::{BlockConfig, Transformer, norm};
 use super::source::Source;
 use super::unfold::Unfold;
@@ -14,14 +15,22 @@ use crate::config::{ImagePool, ModelConfig};
 pub(super) struct VisionTransformer {
     patches: Unfold,
     conv: Linear,
-    class: Tensor<1>,
+    class: Option<Tensor<1>>,
     positions: Tensor<2>,
     ln_pre: Option<LayerNorm>,
     transformer: Transformer,
     ln_post: LayerNorm,
-    pool: ImagePool,
+    pool: Pool,
     norm_after_pool: bool,
-    projection: Projection,
+    projection: Option<Projection>,
+}
+
+/// How the rows of an image become one.
+#[derive(Clone, Debug)]
+enum Pool {
+    Class,
+    Mean,
+    Attention(Box<AttentionPool>),
 }
 
 impl VisionTransformer {
@@ -32,16 +41,19 @@ impl VisionTransformer {
         let blocks = BlockConfig {
             heads: vision.heads(),
             eps,
-            activation: config.activation(),
+            activation: config.image_activation(),
             causal: false,
         };
         let ln_pre = (!vision.no_ln_pre).then(|| norm(params, "visual.ln_pre", eps));
         let patch = vision.patch();
         let patches =
             Unfold { image: vision.image_size.each(), kernel: patch, stride: patch, border: 0 };
-        let conv = Linear::new(params.tensor2("visual.conv1.weight"), None);
+        let by_attention = vision.pool_type == ImagePool::Map;
+        let bias = by_attention.then(|| params.tensor1("visual.conv1.bias"));
+        let conv = Linear::new(params.tensor2("visual.conv1.weight"), bias);
         let mut conv = conv.rounded(params.rounding());
-        let mut projection = Projection::new(params.tensor2("visual.proj"));
+        let mut projection =
+            (!by_attention).then(|| Projection::new(params.tensor2("visual.proj")));
         if let Some(precision) = params.packing() {
             // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
             // scales fit, and this is 3 % of the work.
@@ -49,12 +61,12 @@ impl VisionTransformer {
                 Precision::Int8 => Precision::Bf16,
                 other => other,
             });
-            projection = projection.packed(Precision::F32);
+            projection = projection.map(|projection| projection.packed(Precision::F32));
         }
         VisionTransformer {
             patches,
             conv,
-            class: params.tensor1("visual.class_embedding"),
+            class: (!by_attention).then(|| params.tensor1("visual.class_embedding")),
             positions: params.tensor2("visual.positional_embedding"),
             ln_pre,
             transformer: Transformer::new(
@@ -65,15 +77,22 @@ impl VisionTransformer {
                 vision.pool_type == ImagePool::Tok,
             ),
             ln_post: norm(params, "visual.ln_post", eps),
-            pool: vision.pool_type,
+            pool: match vision.pool_type {
+                ImagePool::Tok => Pool::Class,
+                ImagePool::Avg => Pool::Mean,
+                ImagePool::Map => Pool::Attention(Box::new(AttentionPool::new(params, blocks))),
+            },
             norm_after_pool: vision.final_ln_after_pool,
             projection,
         }
     }
 
-    /// From the width of the blocks to that of embeddings.
-    pub(super) fn projection(&self) -> &Projection {
-        &self.projection
+    /// Embeddings, `[n, embed_dim]`, of what [`VisionTransformer::pooled`] gives.
+    pub(super) fn project(&self, pooled: Tensor<2>) -> Tensor<2> {
+        match &self.projection {
+            Some(projection) => projection.forward(pooled),
+            None => pooled,
+        }
     }
 
     /// What the projection is applied to, `[n, width]`.
@@ -86,9 +105,13 @@ impl VisionTransformer {
     pub(super) fn patches(&self, pixels: &[f32], n: usize) -> Tensor<2> {
         let (x, spans) = self.rows(pixels, n);
         let x = self.transformer.forward(x, &spans);
-        let of_patches: Vec<usize> =
-            spans.iter().flat_map(|rows| rows.start + 1..rows.end).collect();
-        let x = select_rows(x, &of_patches);
+        let x = match self.n_class() {
+            0 => x,
+            n => {
+                let rows = spans.iter().flat_map(|rows| rows.start + n..rows.end);
+                select_rows(x, &rows.collect::<Vec<usize>>())
+            }
+        };
         match self.norm_after_pool {
             true => x,
             false => self.ln_post.forward(x),
@@ -97,15 +120,20 @@ impl VisionTransformer {
 
     /// Patches of an image, and the width of a row.
     pub(super) fn patch_shape(&self) -> [usize; 2] {
-        [self.patches.cells(), self.projection.inputs()]
+        [self.patches.cells(), self.positions.dims()[1]]
     }
 
     /// The rows that enter the first block.
     fn rows(&self, pixels: &[f32], n: usize) -> (Tensor<2>, Spans) {
         let cells = self.patches.cells();
         let patches = self.embed(pixels, n, n * cells, |row| (row / cells, row % cells));
-        let x = patch_rows(patches, Some(Lead::Shared(&self.class)), &self.positions);
-        (self.norm_pre(x), Spans::uniform(n, 1 + self.patches.cells()))
+        let x = patch_rows(patches, self.class.as_ref().map(Lead::Shared), &self.positions);
+        (self.norm_pre(x), Spans::uniform(n, self.n_class() + self.patches.cells()))
+    }
+
+    /// Rows before those of the patches.
+    fn n_class(&self) -> usize {
+        usize::from(self.class.is_some())
     }
 
     /// A row for each patch, `of(row)` being its image and its place there.
@@ -132,9 +160,14 @@ impl VisionTransformer {
             .flat_map(|(i, cells)| cells.iter().map(move |&c| (i, c)))
             .collect();
         let patches = self.embed(pixels, n, kept.len(), |row| kept[row]);
-        let places: Vec<usize> = keep.iter().flatten().map(|cell| cell + 1).collect();
+        let n_class = self.n_class();
+        let places: Vec<usize> = keep.iter().flatten().map(|cell| cell + n_class).collect();
         let patches = patches + select_rows(self.positions.clone(), &places);
-        let class = self.class.clone().unsqueeze::<2>() + select_rows(self.positions.clone(), &[0]);
+        let spans = Spans::from_lengths(keep.iter().map(|cells| n_class + cells.len()));
+        let Some(class) = &self.class else {
+            return self.pool(self.norm_pre(patches), &spans);
+        };
+        let class = class.clone().unsqueeze::<2>() + select_rows(self.positions.clone(), &[0]);
         // Row 0 of the source is the class row, which every image begins with.
         let mut order = Vec::with_capacity(n + places.len());
         let mut next = 1;
@@ -144,7 +177,6 @@ impl VisionTransformer {
             next += cells.len();
         }
         let x = select_rows(Tensor::cat(vec![class, patches], 0), &order);
-        let spans = Spans::from_lengths(keep.iter().map(|cells| 1 + cells.len()));
         self.pool(self.norm_pre(x), &spans)
     }
 
@@ -158,12 +190,16 @@ impl VisionTransformer {
     /// From the rows that enter the first block to pooled features.
     fn pool(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
         // With pooling by the class row `final_ln_after_pool` makes no difference.
-        match self.pool {
-            ImagePool::Tok => {
+        match &self.pool {
+            Pool::Class => {
                 let class_rows: Vec<usize> = spans.iter().map(|rows| rows.start).collect();
                 self.ln_post.forward(self.transformer.forward_pooled(x, spans, &class_rows))
             }
-            ImagePool::Avg => {
+            Pool::Attention(pool) => {
+                let x = self.ln_post.forward(self.transformer.forward(x, spans));
+                pool.forward(x, spans)
+            }
+            Pool::Mean => {
                 let x = self.transformer.forward(x, spans);
                 match self.norm_after_pool {
                     true => self.ln_post.forward(mean_rows(x, spans, 1)),

@@ -13,6 +13,8 @@ use crate::error::Error;
 use crate::image::{ImagePipeline, PreprocessConfig};
 use crate::tokenizer::Tokenizer;
 
+mod timm;
+
 /// ln(1 / 0.07), the `logit_scale` that training starts from.
 const DEFAULT_LOGIT_SCALE: f32 = 2.659_26;
 /// The epsilon of PyTorch's layer norm.
@@ -27,33 +29,80 @@ const DEFAULT_TEMPLATE: &str = "a photo of a {}.";
 
 macro_rules! presets {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("presets/", $name, ".json")))),*]
+        &[$(($name, include_str!(concat!("../presets/", $name, ".json")))),*]
     };
 }
 
 /// Name and `model_cfg` of every preset.
 const PRESETS: &[(&str, &str)] = presets![
     "draw-mini",
-    "ViT-B-32",
-    "ViT-B-32-quickgelu",
-    "ViT-B-16",
-    "ViT-B-16-quickgelu",
-    "ViT-L-14",
-    "ViT-L-14-quickgelu",
-    "ViT-L-14-336",
-    "ViT-L-14-336-quickgelu",
-    "ViT-H-14",
-    "ViT-H-14-quickgelu",
-    "RN50",
-    "RN50-quickgelu",
     "RN101",
     "RN101-quickgelu",
-    "RN50x4",
-    "RN50x4-quickgelu",
+    "RN50",
+    "RN50-quickgelu",
     "RN50x16",
     "RN50x16-quickgelu",
+    "RN50x4",
+    "RN50x4-quickgelu",
     "RN50x64",
     "RN50x64-quickgelu",
+    "ViT-B-16",
+    "ViT-B-16-SigLIP",
+    "ViT-B-16-SigLIP-256",
+    "ViT-B-16-SigLIP-384",
+    "ViT-B-16-SigLIP-512",
+    "ViT-B-16-SigLIP-i18n-256",
+    "ViT-B-16-SigLIP2",
+    "ViT-B-16-SigLIP2-256",
+    "ViT-B-16-SigLIP2-384",
+    "ViT-B-16-SigLIP2-512",
+    "ViT-B-16-plus",
+    "ViT-B-16-plus-240",
+    "ViT-B-16-quickgelu",
+    "ViT-B-32",
+    "ViT-B-32-256",
+    "ViT-B-32-SigLIP2-256",
+    "ViT-B-32-plus-256",
+    "ViT-B-32-quickgelu",
+    "ViT-H-14",
+    "ViT-H-14-378",
+    "ViT-H-14-378-quickgelu",
+    "ViT-H-14-quickgelu",
+    "ViT-H-16",
+    "ViT-L-14",
+    "ViT-L-14-280",
+    "ViT-L-14-336",
+    "ViT-L-14-336-quickgelu",
+    "ViT-L-14-quickgelu",
+    "ViT-L-16",
+    "ViT-L-16-320",
+    "ViT-L-16-SigLIP-256",
+    "ViT-L-16-SigLIP-384",
+    "ViT-L-16-SigLIP2-256",
+    "ViT-L-16-SigLIP2-384",
+    "ViT-L-16-SigLIP2-512",
+    "ViT-M-16",
+    "ViT-M-32",
+    "ViT-M-32-alt",
+    "ViT-S-16",
+    "ViT-S-16-alt",
+    "ViT-S-32",
+    "ViT-S-32-alt",
+    "ViT-SO400M-14-SigLIP",
+    "ViT-SO400M-14-SigLIP-378",
+    "ViT-SO400M-14-SigLIP-384",
+    "ViT-SO400M-14-SigLIP2",
+    "ViT-SO400M-14-SigLIP2-378",
+    "ViT-SO400M-16-SigLIP-i18n-256",
+    "ViT-SO400M-16-SigLIP2-256",
+    "ViT-SO400M-16-SigLIP2-384",
+    "ViT-SO400M-16-SigLIP2-512",
+    "ViT-bigG-14",
+    "ViT-bigG-14-quickgelu",
+    "ViT-e-14",
+    "ViT-g-14",
+    "ViT-gopt-16-SigLIP2-256",
+    "ViT-gopt-16-SigLIP2-384",
 ];
 
 /// A model's architecture with its image pipeline: `open_clip_config.json`.
@@ -91,6 +140,13 @@ pub struct ModelConfig {
     /// `logit_scale` that training starts from; ln(1 / 0.07) by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_logit_scale: Option<f32>,
+    /// `logit_bias` that training starts from, in models that have one: SigLIP's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_logit_bias: Option<f32>,
+    /// open_clip's class for models whose text tower is a part of its own. It gives the tensors other names and
+    /// changes no numbers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub custom_text: bool,
     /// The image tower.
     pub vision_cfg: VisionConfig,
     /// The text tower.
@@ -131,9 +187,15 @@ pub struct VisionConfig {
     /// Settings of the layer norms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_kwargs: Option<NormConfig>,
+    /// Settings of the activation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act_kwargs: Option<ActivationConfig>,
+    /// The name of the tower in timm, which stands for the fields above: SigLIP's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timm_model_name: Option<String>,
 }
 
-/// open_clip's `text_cfg` of the causal transformer.
+/// open_clip's `text_cfg` of its own transformer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TextConfig {
@@ -159,9 +221,21 @@ pub struct TextConfig {
     /// Which row stands for the text.
     #[serde(skip_serializing_if = "is_default")]
     pub pool_type: TextPool,
+    /// Every row sees all rows, those of padding too.
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_causal_mask: bool,
+    /// The projection has a bias.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proj_bias: bool,
+    /// What comes behind the pooling.
+    #[serde(skip_serializing_if = "is_default")]
+    pub proj_type: TextProjection,
     /// Settings of the layer norms.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub norm_kwargs: Option<NormConfig>,
+    /// Settings of the activation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub act_kwargs: Option<ActivationConfig>,
 }
 
 /// How an image's rows become one.
@@ -173,6 +247,9 @@ pub enum ImagePool {
     Tok,
     /// The mean of the patch rows.
     Avg,
+    /// What a learned query finds in the patch rows by attention, with an MLP behind it (MAP, SigLIP's). There is
+    /// no class token, patches have a bias, and there is no projection.
+    Map,
 }
 
 /// How a text's rows become one.
@@ -182,6 +259,8 @@ pub enum TextPool {
     /// The row of the first largest id, which is the end of text.
     #[default]
     Argmax,
+    /// The last row, at the end of the context: padding is read.
+    Last,
 }
 
 /// `norm_kwargs`.
@@ -192,20 +271,58 @@ pub struct NormConfig {
     pub eps: f64,
 }
 
+/// How a pooled text becomes an embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TextProjection {
+    /// By a matrix.
+    #[default]
+    Linear,
+    /// It is one: the width is `embed_dim`.
+    None,
+}
+
+/// `act_kwargs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationConfig {
+    /// How GELU is computed.
+    pub approximate: Approximation,
+}
+
+/// `approximate` of `act_kwargs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Approximation {
+    /// Exactly.
+    None,
+    /// By tanh.
+    Tanh,
+}
+
 /// `tokenizer_kwargs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {
-    /// `lower`: the cleaning that OpenAI's tokenizer does.
+    /// What is done to a text before it is split.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub clean: Cleaning,
+    /// The separator at the end of a text becomes padding (CLIPA's).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub strip_sep_token: bool,
 }
 
-/// `clean` of `tokenizer_kwargs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `clean` of `tokenizer_kwargs`. All of them repair and unescape the text and make white space single spaces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Cleaning {
-    /// Repair, unescape, single spaces, lower case.
+    /// No more than that.
+    #[default]
+    Whitespace,
+    /// Capitals become small: OpenAI's.
     Lower,
+    /// Capitals become small, `_` a space, and other punctuation of ASCII goes: SigLIP's.
+    Canonicalize,
 }
 
 /// One side of a square, or `[height, width]`.
@@ -273,6 +390,8 @@ impl Default for VisionConfig {
             no_ln_pre: false,
             patch_dropout: 0.0,
             norm_kwargs: None,
+            act_kwargs: None,
+            timm_model_name: None,
         }
     }
 }
@@ -289,7 +408,11 @@ impl Default for TextConfig {
             layers: 12,
             mlp_ratio: 4.0,
             pool_type: TextPool::Argmax,
+            no_causal_mask: false,
+            proj_bias: false,
+            proj_type: TextProjection::Linear,
             norm_kwargs: None,
+            act_kwargs: None,
         }
     }
 }
@@ -332,7 +455,10 @@ impl Config {
         let json = json.trim_start_matches('\u{feff}');
         let value: serde_json::Value =
             serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
-        let file = if value.get("model_cfg").is_some() {
+        let is_whole = value.get("model_cfg").is_some();
+        let expanded = timm::expanded(value).map_err(bad)?;
+        let json = expanded.as_deref().unwrap_or(json);
+        let file = if is_whole {
             serde_json::from_str(json).map_err(|e| bad(e.to_string()))?
         } else {
             let model_cfg = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
@@ -345,6 +471,17 @@ impl Config {
         let preprocess = preprocess.map_err(|e| bad(format!("`preprocess_cfg`: {e}")))?;
         let config = Config { model, preprocess, templates };
         config.validate().map_err(bad)?;
+        Ok(config.with_default_template())
+    }
+
+    /// The config of an architecture and its image pipeline, with the usual template.
+    ///
+    /// # Errors
+    /// Names the first field that is out of range.
+    pub(crate) fn new(model: ModelConfig, preprocess: ImagePipeline) -> Result<Config, String> {
+        model.validate()?;
+        let config = Config { model, preprocess, templates: Vec::new() };
+        config.validate()?;
         Ok(config.with_default_template())
     }
 
@@ -363,8 +500,8 @@ impl Config {
             preprocess_cfg: self.preprocess.clone().into(),
             templates: if is_usual { Vec::new() } else { self.templates.clone() },
         };
-        let json = serde_json::to_string_pretty(&file);
-        json.expect("a config has string keys and finite numbers") + "\n"
+        let json = serde_json::to_value(&file).map(timm::shortened);
+        format!("{:#}\n", json.expect("a config has string keys and finite numbers"))
     }
 
     /// The tokenizer that a new model of this config gets: OpenAI's, cut to `vocab_size`.
@@ -409,13 +546,61 @@ impl ModelConfig {
     pub fn validate(&self) -> Result<(), String> {
         check("embed_dim", self.embed_dim, 1..=65_536)?;
         check("init_logit_scale", self.init_logit_scale(), -100.0..=100.0)?;
+        check("init_logit_bias", self.init_logit_bias.unwrap_or(0.0), -1000.0..=1000.0)?;
         self.vision_cfg.validate()?;
-        self.text_cfg.validate()
+        self.text_cfg.validate()?;
+        let (vision, text) = (&self.vision_cfg, &self.text_cfg);
+        if vision.pool_type == ImagePool::Map && vision.width != self.embed_dim {
+            return Err(format!(
+                "`embed_dim`: {}, an image tower that pools by attention gives its width, {}",
+                self.embed_dim, vision.width
+            ));
+        }
+        if text.proj_type == TextProjection::None
+            && (text.width != self.embed_dim || text.proj_bias)
+        {
+            return Err(format!(
+                "`text_cfg.proj_type`: none, with a width of {} for an `embed_dim` of {}, or with a bias",
+                text.width, self.embed_dim
+            ));
+        }
+        // What open_clip's constructors would be given twice.
+        if self.quick_gelu && (vision.act_kwargs.is_some() || text.act_kwargs.is_some()) {
+            return Err("`act_kwargs` has no meaning beside `quick_gelu`".to_owned());
+        }
+        Ok(())
     }
 
-    /// The activation of both towers.
-    pub fn activation(&self) -> Activation {
-        if self.quick_gelu { Activation::QuickGelu } else { Activation::Gelu }
+    /// The activation of the image tower.
+    pub fn image_activation(&self) -> Activation {
+        self.activation(self.vision_cfg.act_kwargs)
+    }
+
+    /// The activation of the text tower.
+    pub fn text_activation(&self) -> Activation {
+        self.activation(self.text_cfg.act_kwargs)
+    }
+
+    fn activation(&self, act_kwargs: Option<ActivationConfig>) -> Activation {
+        match act_kwargs {
+            _ if self.quick_gelu => Activation::QuickGelu,
+            Some(ActivationConfig { approximate: Approximation::Tanh }) => Activation::GeluTanh,
+            _ => Activation::Gelu,
+        }
+    }
+
+    /// The config as open_clip reads it: a tower that pools by attention has its name in timm.
+    ///
+    /// # Errors
+    /// When timm has no tower that computes the same.
+    pub(crate) fn with_timm_name(mut self) -> Result<ModelConfig, String> {
+        if self.vision_cfg.pool_type == ImagePool::Map {
+            let name = timm::named(&self.vision_cfg);
+            let name = name
+                .ok_or("open_clip has no image tower of timm that computes the same as this one")?;
+            self.vision_cfg.timm_model_name = Some(name);
+        }
+        Ok(self)
     }
 
     /// `logit_scale` that training starts from.
@@ -533,6 +718,8 @@ impl VisionConfig {
             ("no_ln_pre", !self.no_ln_pre),
             ("patch_dropout", self.patch_dropout == 0.0),
             ("norm_kwargs", self.norm_kwargs.is_none()),
+            ("act_kwargs", self.act_kwargs.is_none()),
+            ("timm_model_name", self.timm_model_name.is_none()),
         ];
         match unused.into_iter().find(|(_, is_default)| !is_default) {
             Some((name, _)) => Err(format!("`vision_cfg.{name}` has no meaning for a ResNet")),

@@ -1,0 +1,62 @@
+//! `verify`: a model against what another program computed with it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ferroclip::VerifiedDifference;
+use serde_json::{Value, json};
+
+use crate::common::Common;
+use crate::error::{Done, Error, Result};
+use crate::model::ModelArgs;
+use crate::output;
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// A directory with `inputs_outputs.safetensors`, or such a file: `images` and `image_unit`, `ids` and
+    /// `text_unit`
+    #[arg(long, value_name = "DIR")]
+    against: PathBuf,
+    /// Largest difference of an element of a unit embedding that passes
+    #[arg(long, default_value_t = 1e-5, value_name = "D")]
+    limit: f32,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+pub(crate) fn run(args: &VerifyArgs, common: &Common) -> Result<Done> {
+    let path = args.model.path()?;
+    let precision = args.model.compute.precision.precision();
+    let found = ferroclip::verify(&path, &args.against, precision)?;
+    let of = |difference: Option<VerifiedDifference>| match difference {
+        Some(found) => json!({"n": found.n, "largest": found.largest}),
+        None => Value::Null,
+    };
+    let all = [("image", found.image), ("text", found.text)];
+    match common.json {
+        true => output::print_json(&json!({
+            "model": args.model.model, "against": args.against, "limit": args.limit,
+            "image": of(found.image), "text": of(found.text),
+        }))?,
+        false => {
+            for (tower, difference) in all.iter().filter_map(|(tower, d)| Some((tower, (*d)?))) {
+                let VerifiedDifference { n, largest } = difference;
+                output::print(&format!(
+                    "{tower}: {n} unit embeddings, largest difference {largest:.1e}\n"
+                ))?;
+            }
+        }
+    }
+    // Not `>`: a NaN does not pass.
+    let passes = |difference: VerifiedDifference| difference.largest <= args.limit;
+    match all.iter().find(|(_, difference)| difference.is_some_and(|d| !passes(d))) {
+        Some((tower, _)) => {
+            let message =
+                format!("the embeddings of the {tower} tower differ by more than {}", args.limit);
+            Err(Error::input(message).hint(
+                "check that model and reference are of the same weights; `inspect` shows what was assumed about the model",
+            ))
+        }
+        None => Ok(Done::All),
+    }
+}

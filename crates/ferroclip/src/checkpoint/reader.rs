@@ -1,0 +1,215 @@
+//! The tensors of a model, by the names of this library, wherever a file keeps them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ferroclip_ops::Precision;
+use safetensors::Dtype;
+
+use super::dialect::{Dialect, Place};
+use super::stored::{Stored, TensorFile};
+use super::write::Outgoing;
+use super::{FileKind, is_bookkeeping};
+use crate::config::ModelConfig;
+use crate::error::Error;
+use crate::param::{WeightTensor, Weights, differences, first_impossible};
+use crate::towers::{Loader, Source};
+
+/// Opened files of weights, not compared with a config yet.
+pub(crate) struct Checkpoint {
+    files: Vec<TensorFile>,
+    origin: String,
+    /// The file that each tensor is in.
+    tensors: BTreeMap<String, usize>,
+    dialect: Dialect,
+    kind: FileKind,
+}
+
+impl Checkpoint {
+    /// Opens a file. Nothing is read yet but what says where its tensors lie.
+    pub(crate) fn open(path: &Path) -> Result<Checkpoint, Error> {
+        let (file, kind) = TensorFile::open(path)?;
+        Checkpoint::new(vec![file], path.display().to_string(), kind)
+    }
+
+    /// Opens the files that one set of weights was cut into; errors call them all `index`.
+    pub(crate) fn open_shards(
+        paths: &[std::path::PathBuf],
+        index: &Path,
+    ) -> Result<Checkpoint, Error> {
+        let files: Result<Vec<_>, Error> =
+            paths.iter().map(|path| Ok(TensorFile::open(path)?.0)).collect();
+        Checkpoint::new(files?, index.display().to_string(), FileKind::Safetensors)
+    }
+
+    /// The tensors in the bytes of a file that errors call `origin`.
+    pub(crate) fn from_bytes(bytes: &'static [u8], origin: &str) -> Result<Checkpoint, Error> {
+        let (file, kind) = TensorFile::new(Box::new(std::io::Cursor::new(bytes)), origin)?;
+        Checkpoint::new(vec![file], origin.to_owned(), kind)
+    }
+
+    fn new(
+        mut files: Vec<TensorFile>,
+        origin: String,
+        kind: FileKind,
+    ) -> Result<Checkpoint, Error> {
+        let mut tensors = BTreeMap::new();
+        for (number, file) in files.iter_mut().enumerate() {
+            file.strip("module.");
+            file.tensors.retain(|name, _| !is_bookkeeping(name));
+            for name in file.tensors.keys() {
+                if tensors.insert(name.clone(), number).is_some() {
+                    return Err(file.bad(format!("`{name}` is in another file, too")));
+                }
+            }
+        }
+        let dialect = Dialect::of(tensors.keys().map(String::as_str));
+        Ok(Checkpoint { files, origin, tensors, dialect, kind })
+    }
+
+    /// How it calls its tensors.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// The format of its files.
+    pub(crate) fn kind(&self) -> FileKind {
+        self.kind
+    }
+
+    /// Name and shape of all tensors, as the files call them.
+    pub(crate) fn shapes(&self) -> BTreeMap<&str, &[usize]> {
+        let tensors = self.tensors.iter();
+        tensors
+            .map(|(name, &file)| (name.as_str(), self.files[file].tensors[name].shape.as_slice()))
+            .collect()
+    }
+
+    /// The tensors of a model of this config, once all names and shapes are those that it asks for.
+    pub(crate) fn model(self, config: &ModelConfig) -> Result<TensorReader, Error> {
+        let shapes = config.parameter_shapes();
+        let places = self.dialect.places(&shapes);
+        let parts = places.values().flat_map(|place| place.parts.iter().cloned());
+        let differences = differences(&parts.collect(), self.shapes().into_iter());
+        if !differences.is_empty() {
+            return Err(Error::Mismatch { origin: self.origin, differences });
+        }
+        let bytes =
+            |file: &TensorFile| file.tensors.values().map(|stored| stored.bytes()).sum::<u64>();
+        if let Some(file) = self.files.iter().find(|file| bytes(file) > file.len) {
+            return Err(
+                file.bad("its tensors share bytes: together they are larger than it".into())
+            );
+        }
+        Ok(TensorReader { checkpoint: self, shapes, places })
+    }
+
+    /// All tensors by the names of the files.
+    pub(super) fn read_all(mut self) -> Result<Weights, Error> {
+        let names: Vec<(String, usize)> = self.tensors.clone().into_iter().collect();
+        let mut weights = Weights::new();
+        for (name, file) in names {
+            let shape = self.files[file].tensors[&name].shape.clone();
+            let mut data = Vec::with_capacity(shape.iter().product());
+            self.files[file].pieces(&name, &mut |piece| {
+                data.extend_from_slice(piece);
+                Ok(())
+            })?;
+            weights.insert(name, WeightTensor { shape, data });
+        }
+        Ok(weights)
+    }
+}
+
+/// The tensors of a model, checked by name and shape and read one by one.
+pub(crate) struct TensorReader {
+    checkpoint: Checkpoint,
+    shapes: BTreeMap<String, Vec<usize>>,
+    places: BTreeMap<String, Place>,
+}
+
+impl TensorReader {
+    /// One tensor.
+    ///
+    /// # Panics
+    /// When the config has none of this name.
+    pub(crate) fn read(&mut self, name: &str) -> Result<WeightTensor, Error> {
+        let shape = self.shapes.get(name).expect("a tensor of the config").clone();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        self.pieces(name, &mut |piece| data.extend_from_slice(piece))?;
+        Ok(WeightTensor { shape, data })
+    }
+
+    /// The elements of one tensor, some at a time.
+    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
+        let place = self.places.get(name).expect("a tensor of the config");
+        if !place.transposed {
+            return place
+                .parts
+                .iter()
+                .try_for_each(|(part, _)| self.checkpoint.part(name, part, each));
+        }
+        let mut data = Vec::new();
+        for (part, _) in &place.parts {
+            self.checkpoint.part(name, part, &mut |piece| data.extend_from_slice(piece))?;
+        }
+        let columns = self.shapes[name][0];
+        let rows = data.len() / columns.max(1);
+        let transposed = |i: usize| (0..rows).map(|j| data[j * columns + i]).collect::<Vec<f32>>();
+        (0..columns).for_each(|i| each(&transposed(i)));
+        Ok(())
+    }
+
+    /// These tensors in another dialect, each stored as it is in the files, or in f32 where its parts differ.
+    pub(crate) fn outgoing(&mut self, dialect: Dialect) -> Outgoing<'_> {
+        let dtype = |name: &str| {
+            let mut parts =
+                self.places[name].parts.iter().map(|(part, _)| self.checkpoint.stored(part).dtype);
+            let first = parts.next().unwrap_or(Dtype::F32);
+            if parts.all(|dtype| dtype == first) { first } else { Dtype::F32 }
+        };
+        let dtypes: BTreeMap<String, Dtype> =
+            self.shapes.keys().map(|name| (name.clone(), dtype(name))).collect();
+        let places = dialect.places(&self.shapes);
+        Outgoing::new(places, |name| dtypes[name], |name| self.read(name))
+    }
+
+    /// All tensors.
+    pub(crate) fn read_all(mut self) -> Result<Weights, Error> {
+        let names: Vec<String> = self.shapes.keys().cloned().collect();
+        names.into_iter().map(|name| Ok((name.clone(), self.read(&name)?))).collect()
+    }
+
+    /// What `new` builds of the tensors for inference, each of which is read when it is wanted.
+    pub(crate) fn build<T>(
+        &mut self,
+        config: &ModelConfig,
+        precision: Precision,
+        new: impl FnOnce(&dyn Source) -> T,
+    ) -> Result<T, Error> {
+        let mut read = |name: &str, each: &mut dyn FnMut(&[f32])| self.pieces(name, each);
+        Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
+    }
+}
+
+impl Checkpoint {
+    fn stored(&self, part: &str) -> &Stored {
+        &self.files[self.tensors[part]].tensors[part]
+    }
+
+    /// The elements of a tensor of the files, which belong to the tensor `name`.
+    fn part(&mut self, name: &str, part: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
+        let origin = &self.origin;
+        let file = &mut self.files[self.tensors[part]];
+        file.pieces(part, &mut |piece| match first_impossible(name, piece) {
+            Some(found) => {
+                let (origin, tensor) = (origin.clone(), part.to_owned());
+                Err(Error::ImpossibleWeight { origin, tensor, found })
+            }
+            None => {
+                each(piece);
+                Ok(())
+            }
+        })
+    }
+}

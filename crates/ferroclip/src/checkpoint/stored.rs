@@ -1,0 +1,165 @@
+//! Tensors where they lie in files, whatever the format of the file.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use crate::error::Error;
+
+/// Bytes that are converted at a time.
+const CHUNK_BYTES: usize = 1 << 16;
+
+/// A file, or the bytes of one.
+pub(crate) trait Bytes: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> Bytes for T {}
+
+/// A tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Where its first element lies in the file.
+    pub(super) start: u64,
+    /// Elements from one index to the next in each dimension, where they are not those of rows one behind
+    /// the other.
+    pub(super) strides: Option<Vec<usize>>,
+}
+
+impl Stored {
+    /// Elements; what parsers let pass does not overflow.
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        (self.elements() * self.dtype.bitsize() / 8) as u64
+    }
+}
+
+/// A file whose tensors are known: their places lie in it, and nothing of them has been read.
+pub(crate) struct TensorFile {
+    pub(super) source: Box<dyn Bytes>,
+    /// Its bytes.
+    pub(super) len: u64,
+    /// What errors call it.
+    pub(super) origin: String,
+    pub(super) tensors: BTreeMap<String, Stored>,
+}
+
+impl TensorFile {
+    /// Calls `each` with the elements of a tensor as f32, some at a time.
+    pub(super) fn pieces(
+        &mut self,
+        name: &str,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let stored = self.tensors[name].clone();
+        let Some(convert) = conversion(stored.dtype) else {
+            return Err(self.bad(format!(
+                "`{name}` has elements of type {:?}, expected F32, F16 or BF16",
+                stored.dtype
+            )));
+        };
+        if let Some(strides) = &stored.strides {
+            return self.gather(name, &stored, strides, convert, each);
+        }
+        self.run(name, stored.start, stored.bytes(), convert, each)
+    }
+
+    /// The elements of a part of the file.
+    fn run(
+        &mut self,
+        name: &str,
+        start: u64,
+        bytes: u64,
+        convert: Convert,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let read_error = |origin: &str, e: io::Error| Error::Weights {
+            origin: origin.to_owned(),
+            reason: format!("`{name}`: {e}"),
+        };
+        let sought = self.source.seek(SeekFrom::Start(start));
+        sought.map_err(|e| read_error(&self.origin, e))?;
+        let mut left = bytes;
+        let mut buffer = vec![0; left.min(CHUNK_BYTES as u64) as usize];
+        let mut piece = Vec::new();
+        while left > 0 {
+            let chunk = &mut buffer[..left.min(CHUNK_BYTES as u64) as usize];
+            self.source.read_exact(chunk).map_err(|e| read_error(&self.origin, e))?;
+            piece.clear();
+            convert(chunk, &mut piece);
+            each(&piece)?;
+            left -= chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// The elements of a tensor that does not lie row behind row: all that it spans is read.
+    fn gather(
+        &mut self,
+        name: &str,
+        stored: &Stored,
+        strides: &[usize],
+        convert: Convert,
+        each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if stored.elements() == 0 {
+            return Ok(());
+        }
+        let last: usize =
+            stored.shape.iter().zip(strides).map(|(n, stride)| (n - 1) * stride).sum();
+        let mut all = Vec::with_capacity(last + 1);
+        let bytes = ((last + 1) * stored.dtype.bitsize() / 8) as u64;
+        self.run(name, stored.start, bytes, convert, &mut |piece| {
+            all.extend_from_slice(piece);
+            Ok(())
+        })?;
+        let mut index = vec![0; stored.shape.len()];
+        let mut piece = Vec::with_capacity(CHUNK_BYTES / 4);
+        for _ in 0..stored.elements() {
+            let place: usize = index.iter().zip(strides).map(|(i, stride)| i * stride).sum();
+            piece.push(all[place]);
+            if piece.len() == CHUNK_BYTES / 4 {
+                each(&piece)?;
+                piece.clear();
+            }
+            for (i, &n) in index.iter_mut().zip(&stored.shape).rev() {
+                *i += 1;
+                if *i < n {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        each(&piece)
+    }
+
+    pub(super) fn bad(&self, reason: String) -> Error {
+        Error::Weights { origin: self.origin.clone(), reason }
+    }
+}
+
+/// Appends the elements of bytes to a list.
+type Convert = fn(&[u8], &mut Vec<f32>);
+
+fn conversion(dtype: Dtype) -> Option<Convert> {
+    Some(match dtype {
+        Dtype::F32 => |bytes, out| out.extend(elements(bytes, f32::from_le_bytes)),
+        Dtype::F16 => |bytes, out| out.extend(elements(bytes, f16::from_le_bytes).map(f16::to_f32)),
+        Dtype::BF16 => {
+            |bytes, out| out.extend(elements(bytes, bf16::from_le_bytes).map(bf16::to_f32))
+        }
+        _ => return None,
+    })
+}
+
+fn elements<'a, T: 'a, const N: usize>(
+    bytes: &'a [u8],
+    from: fn([u8; N]) -> T,
+) -> impl Iterator<Item = T> + 'a {
+    bytes.as_chunks::<N>().0.iter().map(move |&bytes| from(bytes))
+}

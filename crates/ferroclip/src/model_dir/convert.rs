@@ -1,0 +1,216 @@
+//! A model in the files of another program: the same tensors, bit for bit.
+//!
+//! | for | files |
+//! |---|---|
+//! | open_clip | `open_clip_config.json`, `open_clip_model.safetensors`, the tokenizer's |
+//! | transformers | `config.json`, `preprocessor_config.json`, `model.safetensors`, the tokenizer's |
+//! | OpenAI | `model.pt`, a dictionary of tensors; beside it `open_clip_config.json`, for readers that do not guess |
+//!
+//! What the other program could not compute is refused: its config, read back, must say what ours says.
+
+use std::path::Path;
+
+use burn::prelude::*;
+use ferroclip_ops::Precision;
+
+use super::found::{Found, open};
+use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
+use super::{hugging_face, new_folder, write_text};
+use crate::checkpoint::{Dialect, infer_shapes};
+use crate::config::{Config, ModelConfig};
+use crate::error::Error;
+use crate::param::elements;
+use crate::towers::{ImageTower, Source, TextTower};
+
+/// OpenAI's file.
+const OPENAI_FILE: &str = "model.pt";
+
+/// Whose files a model is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// open_clip's directory.
+    OpenClip,
+    /// transformers' directory.
+    Transformers,
+    /// A file that OpenAI's `clip.load` reads.
+    OpenAi,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// Tensors of the model.
+    pub tensors: usize,
+    /// The file of weights, in its directory.
+    pub weights_file: &'static str,
+    /// What the other program does differently, though its tensors are the same.
+    pub notes: Vec<String>,
+}
+
+/// Writes the model at `model` into a new directory `out` in the files of another program. Each tensor keeps its
+/// number format. The result is read back and embeds a fixed picture and text; it must give the same numbers.
+///
+/// # Errors
+/// When the model cannot be opened, the program cannot compute it, `out` exists, or a file cannot be written.
+pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error> {
+    if out.exists() {
+        let source = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+        return Err(Error::io("create", out, source));
+    }
+    let mut found = open(model)?;
+    let refused = |reason: String| Error::Conversion { path: model.to_owned(), reason };
+    let config = written_config(&found.config, to).map_err(refused)?;
+    let mut notes = Vec::new();
+    if found.origin.conventions != to.conventions() {
+        notes.push(format!(
+            "texts and pictures were prepared as in {} and will be as in {}",
+            found.origin.conventions,
+            to.conventions()
+        ));
+    }
+    let before = embeddings(&mut found)?;
+    new_folder(out, |folder| {
+        write(&mut found, &config, to, folder)?;
+        let path = match to {
+            Program::OpenAi => folder.join(OPENAI_FILE),
+            _ => folder.to_owned(),
+        };
+        match embeddings(&mut open(&path)?)? == before {
+            true => Ok(()),
+            false => Err(refused("the result gives other embeddings".to_owned())),
+        }
+    })?;
+    let tensors = config.model.parameter_shapes().len();
+    Ok(Converted { tensors, weights_file: to.weights_file(), notes })
+}
+
+impl Program {
+    fn conventions(self) -> &'static str {
+        match self {
+            Program::OpenClip | Program::OpenAi => "open_clip",
+            Program::Transformers => "transformers",
+        }
+    }
+
+    fn weights_file(self) -> &'static str {
+        match self {
+            Program::OpenClip => WEIGHTS_FILE,
+            Program::Transformers => hugging_face::WEIGHTS_FILE,
+            Program::OpenAi => OPENAI_FILE,
+        }
+    }
+}
+
+/// The config in the terms of the other program, once it is known to compute the same.
+fn written_config(config: &Config, to: Program) -> Result<Config, String> {
+    let mut written = config.clone();
+    match to {
+        Program::OpenClip => {
+            written.model = config.model.clone().with_timm_name()?;
+        }
+        Program::Transformers => {
+            let (model, preprocessor) = hugging_face::written(config);
+            let (again, _) = hugging_face::translate(&model, Some(&preprocessor))?;
+            same(&without_names(&config.model), &without_names(&again.model), "transformers")?;
+        }
+        Program::OpenAi => {
+            let shapes = config.model.parameter_shapes();
+            let shapes = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
+            let (again, _) = infer_shapes(shapes, true)?;
+            same(&without_names(&config.model), &without_names(&again), "OpenAI's code")?;
+            written.model.custom_text = false;
+        }
+    }
+    Ok(written)
+}
+
+/// The config without what changes no numbers of inference, or is the tokenizer's.
+fn without_names(model: &ModelConfig) -> ModelConfig {
+    let mut model = model.clone();
+    model.custom_text = false;
+    model.init_logit_scale = None;
+    model.vision_cfg.timm_model_name = None;
+    model.vision_cfg.patch_dropout = 0.0;
+    model.text_cfg.hf_tokenizer_name = None;
+    model.text_cfg.tokenizer_kwargs = None;
+    model
+}
+
+fn same(ours: &ModelConfig, theirs: &ModelConfig, program: &str) -> Result<(), String> {
+    let json = |model: &ModelConfig| serde_json::to_value(model).unwrap_or_default();
+    let (ours, theirs) = (json(ours), json(theirs));
+    let sections = ["", "/vision_cfg", "/text_cfg"];
+    for section in sections {
+        let (Some(ours), Some(theirs)) = (ours.pointer(section), theirs.pointer(section)) else {
+            continue;
+        };
+        let keys = [ours, theirs]
+            .into_iter()
+            .filter_map(|value| value.as_object())
+            .flat_map(|map| map.keys());
+        let differs = |key: &&String| ours.get(key.as_str()) != theirs.get(key.as_str());
+        if let Some(key) = keys.filter(|key| !key.ends_with("_cfg")).find(differs) {
+            let name = format!("{section}/{key}").trim_start_matches('/').replace('/', ".");
+            return Err(format!("{program} does not compute models with this `{name}`"));
+        }
+    }
+    Ok(())
+}
+
+fn write(found: &mut Found, config: &Config, to: Program, folder: &Path) -> Result<(), Error> {
+    let context_length = config.model.text_cfg.context_length;
+    // A model whose vocabulary is missing is converted all the same: it was never needed.
+    let tokenizer =
+        found.tokenizer().ok().filter(|t| t.vocab_size() == config.model.text_cfg.vocab_size);
+    let path = folder.join(to.weights_file());
+    match to {
+        Program::OpenClip => {
+            write_text(folder, CONFIG_FILE, &config.to_json())?;
+            if let Some(tokenizer) = &tokenizer {
+                write_text(folder, TOKENIZER_FILE, &tokenizer.to_hf_json())?;
+                write_text(
+                    folder,
+                    TOKENIZER_CONFIG_FILE,
+                    &tokenizer.to_hf_config_json(context_length),
+                )?;
+            }
+            let dialect = Dialect::of_open_clip(&config.model);
+            found.tensors.outgoing(dialect).save_safetensors(&path)
+        }
+        Program::Transformers => {
+            let (model, preprocessor) = hugging_face::written(config);
+            write_text(folder, hugging_face::CONFIG_FILE, &model)?;
+            write_text(folder, hugging_face::PREPROCESSOR_FILE, &preprocessor)?;
+            if let Some(tokenizer) = &tokenizer {
+                write_text(folder, TOKENIZER_FILE, &tokenizer.to_transformers_json())?;
+                write_text(
+                    folder,
+                    TOKENIZER_CONFIG_FILE,
+                    &tokenizer.to_transformers_config_json(context_length),
+                )?;
+            }
+            found.tensors.outgoing(Dialect::HuggingFace).save_safetensors(&path)
+        }
+        Program::OpenAi => {
+            write_text(folder, CONFIG_FILE, &config.to_json())?;
+            found.tensors.outgoing(Dialect::OpenClip).save_torch(&path)
+        }
+    }
+}
+
+/// Embeddings of a fixed picture and a fixed text.
+fn embeddings(found: &mut Found) -> Result<[Vec<f32>; 2], Error> {
+    let config = &found.config.model;
+    let image = |source: &dyn Source| ImageTower::build(config, source);
+    let image = found.tensors.build(config, Precision::F32, image)?;
+    let pixels: Vec<f32> =
+        (0..config.vision_cfg.image_len()).map(|i| (i as f32 * 0.37).sin()).collect();
+    let image = image.forward(&pixels, 1);
+    let text = |source: &dyn Source| TextTower::build(config, source);
+    let text = found.tensors.build(config, Precision::F32, text)?;
+    let (length, last) = (config.text_cfg.context_length, config.text_cfg.vocab_size - 1);
+    let mut ids: Vec<u32> = (0..length).map(|i| (i * 7919 % last) as u32).collect();
+    ids[length - 1] = last as u32;
+    let text: Tensor<2> = text.forward(&[ids]);
+    Ok([elements(image), elements(text)])
+}

@@ -1,0 +1,501 @@
+//! `config.json` and `preprocessor_config.json` of transformers, in open_clip's terms.
+//!
+//! A key that can change numbers is understood or refused. The others (names of classes, dropout, how weights begin)
+//! are listed, so that `inspect` can show that nothing was lost in silence. Absent keys have the values that
+//! `CLIPConfig` and `SiglipConfig` give them.
+
+use ferroclip_ops::Activation;
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::ratio;
+use crate::config::{
+    ActivationConfig, Approximation, Config, ImagePool, Layers, ModelConfig, NormConfig, Sides,
+    TextConfig, TextPool, VisionConfig,
+};
+use crate::image::{Convention, ImagePipeline, Interpolation, ResizeMode};
+
+/// The files of a directory of transformers.
+pub(super) const CONFIG_FILE: &str = "config.json";
+pub(super) const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
+pub(super) const WEIGHTS_FILE: &str = "model.safetensors";
+/// The epsilon that a config of ours need not name.
+const PLAIN_EPS: f64 = 1e-5;
+/// The bias that SigLIP's training starts from.
+const SIGLIP_BIAS: f32 = -10.0;
+
+/// What the configs of a family mean where they leave a key out.
+struct Family {
+    is_siglip: bool,
+    /// Width, hidden width, heads, blocks, then positions and ids, or the sides of image and patch.
+    text: [usize; 6],
+    vision: [usize; 6],
+    activation: Activation,
+    eps: f64,
+}
+
+const CLIP: Family = Family {
+    is_siglip: false,
+    text: [512, 2048, 8, 12, 77, 49_408],
+    vision: [768, 3072, 12, 12, 224, 32],
+    activation: Activation::QuickGelu,
+    eps: 1e-5,
+};
+
+const SIGLIP: Family = Family {
+    is_siglip: true,
+    text: [768, 3072, 12, 12, 64, 32_000],
+    vision: [768, 3072, 12, 12, 224, 16],
+    activation: Activation::GeluTanh,
+    eps: 1e-6,
+};
+
+/// A section of a config, and the keys of it that were understood.
+struct Tower<'a> {
+    name: &'static str,
+    fields: &'a Map<String, Value>,
+    /// Keys that were understood.
+    known: Vec<&'static str>,
+}
+
+/// Keys that say nothing about the numbers of inference.
+const HARMLESS: &[&str] = &[
+    "_name_or_path",
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "diversity_penalty",
+    "do_sample",
+    "dropout",
+    "dtype",
+    "early_stopping",
+    "finetuning_task",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_decoder",
+    "is_encoder_decoder",
+    "label2id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "model_type",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "output_attentions",
+    "output_hidden_states",
+    "output_scores",
+    "pad_token_id",
+    "problem_type",
+    "projection_dim",
+    "return_dict",
+    "return_dict_in_generate",
+    "temperature",
+    "tokenizer_class",
+    "top_k",
+    "top_p",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "typical_p",
+    "use_bfloat16",
+];
+
+impl<'a> Tower<'a> {
+    fn new(name: &'static str, fields: &'a Map<String, Value>) -> Tower<'a> {
+        Tower { name, fields, known: Vec::new() }
+    }
+
+    fn number(&mut self, key: &'static str, default: usize) -> Result<usize, String> {
+        self.known.push(key);
+        match self.fields.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                let number = value.as_u64().and_then(|n| usize::try_from(n).ok());
+                number.ok_or_else(|| format!("`{}.{key}`: {value}, expected a number", self.name))
+            }
+        }
+    }
+
+    fn norm(&mut self, default: f64) -> Result<Option<NormConfig>, String> {
+        self.known.push("layer_norm_eps");
+        let eps = match self.fields.get("layer_norm_eps") {
+            None => Some(default),
+            Some(value) => value.as_f64(),
+        };
+        let eps =
+            eps.ok_or_else(|| format!("`{}.layer_norm_eps`: expected a number", self.name))?;
+        Ok((eps != PLAIN_EPS).then_some(NormConfig { eps }))
+    }
+
+    fn activation(&mut self, default: Activation) -> Result<Activation, String> {
+        self.known.push("hidden_act");
+        let Some(value) = self.fields.get("hidden_act") else { return Ok(default) };
+        match value.as_str() {
+            Some("quick_gelu") => Ok(Activation::QuickGelu),
+            Some("gelu") => Ok(Activation::Gelu),
+            Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            _ => Err(format!(
+                "`{}.hidden_act`: {value}, expected `quick_gelu`, `gelu` or `gelu_pytorch_tanh`",
+                self.name
+            )),
+        }
+    }
+
+    /// Refuses a key whose value would change numbers in a way that is not known.
+    fn only(&mut self, key: &'static str, expected: &Value) -> Result<(), String> {
+        self.known.push(key);
+        match self.fields.get(key).filter(|found| *found != expected) {
+            None => Ok(()),
+            Some(found) => Err(format!("`{}.{key}`: {found}, expected {expected}", self.name)),
+        }
+    }
+
+    /// Notes the keys that were passed over; one that is neither understood nor known to be harmless is an error.
+    fn rest(self, ignored: &mut Vec<String>) -> Result<(), String> {
+        for key in self.fields.keys().filter(|key| !self.known.contains(&key.as_str())) {
+            if !is_harmless(key) {
+                return Err(format!("`{}.{key}` is not known", self.name));
+            }
+            ignored.push(format!("{}.{key}", self.name));
+        }
+        Ok(())
+    }
+}
+
+fn is_harmless(key: &str) -> bool {
+    HARMLESS.contains(&key)
+}
+
+/// The config of a directory of transformers, and the keys that were passed over.
+///
+/// # Errors
+/// When a text is no JSON, or asks for what is not supported.
+pub(super) fn translate(
+    model: &str,
+    preprocessor: Option<&str>,
+) -> Result<(Config, Vec<String>), String> {
+    let object = |text: &str| -> Result<Map<String, Value>, String> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    };
+    let model = object(model)?;
+    let mut ignored = Vec::new();
+    let model_config = model_config(&model, &mut ignored)?;
+    let size = model_config.vision_cfg.image_size.each();
+    let preprocess = match preprocessor {
+        Some(text) => pipeline(&object(text)?, size, &mut ignored)
+            .map_err(|reason| format!("`preprocessor_config.json`: {reason}"))?,
+        None => {
+            ImagePipeline { size, convention: Convention::HuggingFace, ..ImagePipeline::default() }
+        }
+    };
+    Ok((Config::new(model_config, preprocess)?, ignored))
+}
+
+fn model_config(
+    model: &Map<String, Value>,
+    ignored: &mut Vec<String>,
+) -> Result<ModelConfig, String> {
+    let family = match model.get("model_type").and_then(Value::as_str) {
+        Some("clip") => &CLIP,
+        Some("siglip") => &SIGLIP,
+        other => {
+            let other = other.unwrap_or("none");
+            return Err(format!("`model_type`: {other}, expected `clip` or `siglip`"));
+        }
+    };
+    let mut top = Tower::new("config", model);
+    top.known.extend([
+        "text_config",
+        "text_config_dict",
+        "vision_config",
+        "vision_config_dict",
+        "logit_scale_init_value",
+    ]);
+    let projection_dim = top.number("projection_dim", 512)?;
+    top.rest(ignored)?;
+    let (text, vision) = (section(model, "text_config")?, section(model, "vision_config")?);
+    let (mut text_cfg, of_text) = text_config(&text, family, ignored)?;
+    let (mut vision_cfg, of_image) = vision_config(&vision, family, ignored)?;
+    let quick_gelu = of_text == Activation::QuickGelu;
+    if quick_gelu != (of_image == Activation::QuickGelu) {
+        return Err("`hidden_act`: QuickGELU in one tower alone is not supported".to_owned());
+    }
+    text_cfg.act_kwargs = approximation(of_text);
+    vision_cfg.act_kwargs = approximation(of_image);
+    let init_logit_scale = model.get("logit_scale_init_value").and_then(Value::as_f64);
+    Ok(ModelConfig {
+        embed_dim: if family.is_siglip { vision_cfg.width } else { projection_dim },
+        quick_gelu,
+        init_logit_scale: init_logit_scale.map(|scale| scale as f32),
+        init_logit_bias: family.is_siglip.then_some(SIGLIP_BIAS),
+        custom_text: family.is_siglip,
+        vision_cfg,
+        text_cfg,
+    })
+}
+
+fn approximation(activation: Activation) -> Option<ActivationConfig> {
+    let approximate = Approximation::Tanh;
+    (activation == Activation::GeluTanh).then_some(ActivationConfig { approximate })
+}
+
+/// The fields of a tower. Files of old versions have a second section, which wins, as in transformers.
+fn section(model: &Map<String, Value>, name: &str) -> Result<Map<String, Value>, String> {
+    let mut fields = Map::new();
+    for name in [name.to_owned(), format!("{name}_dict")] {
+        match model.get(&name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Object(section)) => fields.extend(section.clone()),
+            Some(other) => return Err(format!("`{name}`: {other}, expected an object")),
+        }
+    }
+    Ok(fields)
+}
+
+fn text_config(
+    fields: &Map<String, Value>,
+    family: &Family,
+    ignored: &mut Vec<String>,
+) -> Result<(TextConfig, Activation), String> {
+    let mut tower = Tower::new("text_config", fields);
+    let [width, hidden, heads, layers, context_length, vocab_size] = family.text;
+    let width = tower.number("hidden_size", width)?;
+    let mut config = TextConfig {
+        context_length: tower.number("max_position_embeddings", context_length)?,
+        vocab_size: tower.number("vocab_size", vocab_size)?,
+        width,
+        heads: tower.number("num_attention_heads", heads)?,
+        layers: tower.number("num_hidden_layers", layers)?,
+        mlp_ratio: ratio(tower.number("intermediate_size", hidden)?, width.max(1)),
+        norm_kwargs: tower.norm(family.eps)?,
+        ..TextConfig::default()
+    };
+    let end = tower.number("eos_token_id", 49_407)?;
+    if family.is_siglip {
+        let projected = tower.number("projection_size", width)?;
+        if projected != width {
+            return Err(format!("`text_config.projection_size`: {projected}, expected {width}"));
+        }
+        config.no_causal_mask = true;
+        config.proj_bias = true;
+        config.pool_type = TextPool::Last;
+    } else if end != 2 && end + 1 != config.vocab_size {
+        // 2, which most files say and no text holds, stands for the largest id; so does the last one.
+        return Err(format!(
+            "`text_config.eos_token_id`: {end}, expected 2 or the last of {} ids",
+            config.vocab_size
+        ));
+    }
+    let activation = tower.activation(family.activation)?;
+    tower.rest(ignored)?;
+    Ok((config, activation))
+}
+
+fn vision_config(
+    fields: &Map<String, Value>,
+    family: &Family,
+    ignored: &mut Vec<String>,
+) -> Result<(VisionConfig, Activation), String> {
+    let mut tower = Tower::new("vision_config", fields);
+    let [width, hidden, heads, layers, image_size, patch_size] = family.vision;
+    let (width, heads) =
+        (tower.number("hidden_size", width)?, tower.number("num_attention_heads", heads)?);
+    if heads == 0 || !width.is_multiple_of(heads) {
+        return Err(format!(
+            "`vision_config`: {width} channels and {heads} heads do not go together"
+        ));
+    }
+    tower.only("num_channels", &Value::from(3))?;
+    if family.is_siglip {
+        tower.only("vision_use_head", &Value::from(true))?;
+    }
+    let config = VisionConfig {
+        image_size: Sides::Square(tower.number("image_size", image_size)?),
+        layers: Layers::Blocks(tower.number("num_hidden_layers", layers)?),
+        width,
+        head_width: width / heads,
+        patch_size: Some(Sides::Square(tower.number("patch_size", patch_size)?)),
+        mlp_ratio: ratio(tower.number("intermediate_size", hidden)?, width.max(1)),
+        norm_kwargs: tower.norm(family.eps)?,
+        pool_type: if family.is_siglip { ImagePool::Map } else { ImagePool::Tok },
+        no_ln_pre: family.is_siglip,
+        ..VisionConfig::default()
+    };
+    let activation = tower.activation(family.activation)?;
+    tower.rest(ignored)?;
+    Ok((config, activation))
+}
+
+/// `config.json` and `preprocessor_config.json` of a config, as far as transformers can say it: what it cannot say is
+/// lost, which reading them back shows.
+pub(super) fn written(config: &Config) -> (String, String) {
+    let model = &config.model;
+    let (vision, text) = (&model.vision_cfg, &model.text_cfg);
+    let is_siglip = vision.pool_type == ImagePool::Map;
+    let family = if is_siglip { "siglip" } else { "clip" };
+    let [side, _] = vision.image_size.each();
+    let mut of_text = json!({
+        "model_type": format!("{family}_text_model"),
+        "hidden_size": text.width,
+        "intermediate_size": text.mlp_width(),
+        "num_attention_heads": text.heads,
+        "num_hidden_layers": text.layers,
+        "max_position_embeddings": text.context_length,
+        "vocab_size": text.vocab_size,
+        "hidden_act": activation_name(model.text_activation()),
+        "layer_norm_eps": text.norm_eps(),
+        "bos_token_id": text.vocab_size - 2,
+        "eos_token_id": text.vocab_size - 1,
+    });
+    let of_images = json!({
+        "model_type": format!("{family}_vision_model"),
+        "hidden_size": vision.width,
+        "intermediate_size": vision.mlp_width(),
+        "num_attention_heads": vision.heads(),
+        "num_hidden_layers": vision.layers.blocks(),
+        "image_size": side,
+        "patch_size": vision.patch()[0],
+        "hidden_act": activation_name(model.image_activation()),
+        "layer_norm_eps": vision.norm_eps(),
+    });
+    let mut whole = json!({
+        "architectures": [if is_siglip { "SiglipModel" } else { "CLIPModel" }],
+        "model_type": family,
+        "text_config": {},
+        "vision_config": of_images,
+    });
+    match is_siglip {
+        true => of_text["projection_size"] = json!(model.embed_dim),
+        false => {
+            whole["projection_dim"] = json!(model.embed_dim);
+            whole["logit_scale_init_value"] = json!(model.init_logit_scale());
+        }
+    }
+    whole["text_config"] = of_text;
+    (format!("{whole:#}\n"), format!("{:#}\n", written_pipeline(&config.preprocess, family)))
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::QuickGelu => "quick_gelu",
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_pytorch_tanh",
+    }
+}
+
+fn written_pipeline(pipeline: &ImagePipeline, family: &str) -> Value {
+    let [height, width] = pipeline.size;
+    let both = json!({"height": height, "width": width});
+    let crops = pipeline.resize_mode == ResizeMode::Shortest;
+    json!({
+        "image_processor_type": if family == "clip" { "CLIPImageProcessor" } else { "SiglipImageProcessor" },
+        "do_resize": true,
+        "size": if crops { json!({"shortest_edge": height}) } else { both.clone() },
+        "resample": match pipeline.interpolation {
+            Interpolation::Bilinear => 2,
+            Interpolation::Bicubic => 3,
+        },
+        "do_center_crop": crops,
+        "crop_size": both,
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": pipeline.mean,
+        "image_std": pipeline.std,
+        "do_convert_rgb": true,
+    })
+}
+
+/// The image pipeline of `CLIPImageProcessor`.
+fn pipeline(
+    fields: &Map<String, Value>,
+    size: [usize; 2],
+    ignored: &mut Vec<String>,
+) -> Result<ImagePipeline, String> {
+    let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(true);
+    for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
+        if !flag(key) {
+            return Err(format!("`{key}`: false, which is not supported"));
+        }
+    }
+    let factor = fields.get("rescale_factor").and_then(Value::as_f64).unwrap_or(1.0 / 255.0);
+    if (factor * 255.0 - 1.0).abs() > 1e-6 {
+        return Err(format!("`rescale_factor`: {factor}, expected 1/255"));
+    }
+    let resize_mode = match fields.get("size") {
+        None => ResizeMode::Shortest,
+        Some(value) => resize_mode(value, size)?,
+    };
+    if resize_mode == ResizeMode::Shortest {
+        let crop = fields.get("crop_size").map_or(Some(size), sides);
+        if !flag("do_center_crop") || crop != Some(size) {
+            return Err(
+                "`crop_size` and `do_center_crop` do not give the image tower's size".to_owned()
+            );
+        }
+    }
+    let interpolation = match fields.get("resample").map_or(Some(3), Value::as_u64) {
+        Some(2) => Interpolation::Bilinear,
+        Some(3) => Interpolation::Bicubic,
+        _ => return Err(format!("`resample`: {}, expected 2 or 3", fields["resample"])),
+    };
+    let usual = ImagePipeline::default();
+    let known = [
+        "do_resize",
+        "do_rescale",
+        "do_normalize",
+        "do_convert_rgb",
+        "do_center_crop",
+        "rescale_factor",
+        "size",
+        "crop_size",
+        "resample",
+        "image_mean",
+        "image_std",
+    ];
+    let left = fields.keys().filter(|key| !known.contains(&key.as_str()));
+    ignored.extend(left.map(|key| format!("preprocessor_config.{key}")));
+    let pipeline = ImagePipeline {
+        size,
+        mean: numbers(fields, "image_mean")?.unwrap_or(usual.mean),
+        std: numbers(fields, "image_std")?.unwrap_or(usual.std),
+        interpolation,
+        resize_mode,
+        convention: Convention::HuggingFace,
+        ..usual
+    };
+    pipeline.validate().map_err(|e| e.to_string())?;
+    Ok(pipeline)
+}
+
+/// How `size` asks for a picture to be fitted into the image tower's.
+fn resize_mode(value: &Value, size: [usize; 2]) -> Result<ResizeMode, String> {
+    let shortest = value.as_u64().or_else(|| value.get("shortest_edge").and_then(Value::as_u64));
+    if size[0] == size[1] && shortest == Some(size[0] as u64) {
+        return Ok(ResizeMode::Shortest);
+    }
+    match sides(value) {
+        Some(found) if found == size && shortest.is_none() => Ok(ResizeMode::Squash),
+        _ => Err(format!("`size`: {value}, the image tower has {size:?}")),
+    }
+}
+
+/// `[height, width]` of a number or of an object with both.
+fn sides(value: &Value) -> Option<[usize; 2]> {
+    let side = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+    match side(value) {
+        Some(square) => Some([square; 2]),
+        None => Some([side(value.get("height")?)?, side(value.get("width")?)?]),
+    }
+}
+
+fn numbers(fields: &Map<String, Value>, key: &str) -> Result<Option<[f32; 3]>, String> {
+    let Some(value) = fields.get(key) else { return Ok(None) };
+    serde_json::from_value(value.clone()).map(Some).map_err(|e| format!("`{key}`: {e}"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+use serde_json::json;
+
+use super::*;
+
+/// What OpenAI's models carry on the hub, in short.
+fn usual() -> Value {
+    json!({
+        "architectures": ["CLIPModel"], "initializer_factor": 1.0, "logit_scale_init_value": 2.6592,
+        "model_type": "clip", "projection_dim": 512, "torch_dtype": "float32",
+        "text_config": {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "model_type": "clip_text_model", "num_hidden_layers": 12},
+        "text_config_dict": null,
+        "vision_config": {"hidden_size": 1024, "patch_size": 14, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    })
+}
+
+fn read(model: &Value) -> Result<(Config, Vec<String>), String> {
+    translate(&model.to_string(), None)
+}
+
+fn with(pointer: &str, value: Value) -> Value {
+    let mut model = usual();
+    let (section, key) = pointer.rsplit_once('/').expect("a path");
+    let section = if section.is_empty() {
+        &mut model
+    } else {
+        model.pointer_mut(section).expect("a section")
+    };
+    section[key] = value;
+    model
+}
+
+#[track_caller]
+fn assert_error(found: Result<(Config, Vec<String>), String>, part: &str) {
+    let shown = found.expect_err("refused");
+    assert!(shown.contains(part), "`{part}` is not in: {shown}");
+}
+
+#[test]
+fn the_usual_config_is_understood() {
+    let (config, ignored) = read(&usual()).expect("understood");
+    let expected = Config::preset("ViT-L-14-quickgelu").expect("a preset").model;
+    let text_cfg = TextConfig { width: 512, heads: 8, ..expected.text_cfg.clone() };
+    let init_logit_scale = Some(2.6592);
+    assert_eq!(
+        config.model,
+        ModelConfig { embed_dim: 512, text_cfg, init_logit_scale, ..expected }
+    );
+    assert_eq!(config.preprocess.convention, Convention::HuggingFace);
+    assert!(ignored.contains(&"text_config.pad_token_id".to_owned()), "{ignored:?}");
+}
+
+#[test]
+fn the_second_section_of_old_files_wins() {
+    let (config, _) =
+        read(&with("/text_config_dict", json!({"num_hidden_layers": 3}))).expect("understood");
+    assert_eq!(config.model.text_cfg.layers, 3);
+}
+
+#[test]
+fn what_can_change_numbers_is_understood_or_refused() {
+    let (found, _) = read(&with("/vision_config/layer_norm_eps", json!(1e-6))).expect("understood");
+    assert_eq!(found.model.vision_cfg.norm_eps(), 1e-6);
+    for (pointer, value, part) in [
+        ("/model_type", json!("blip"), "expected `clip` or `siglip`"),
+        ("/rope_theta", json!(1), "`config.rope_theta` is not known"),
+        ("/text_config/hidden_act", json!("relu"), "`text_config.hidden_act`"),
+        ("/text_config/hidden_act", json!("gelu"), "one tower alone"),
+        ("/text_config/eos_token_id", json!(7), "eos_token_id"),
+        ("/text_config/num_attention_heads", json!(-1), "expected a number"),
+        ("/text_config/num_attention_heads", json!(7), "not a multiple"),
+        ("/text_config/hidden_size", json!(0), "text_cfg.width"),
+        ("/vision_config/num_channels", json!(1), "num_channels"),
+        ("/vision_config/num_attention_heads", json!(0), "do not go together"),
+        ("/vision_config/rotary", json!(true), "`vision_config.rotary` is not known"),
+        ("/vision_config", json!([]), "expected an object"),
+    ] {
+        assert_error(read(&with(pointer, value)), part);
+    }
+    assert!(translate("[]", None).is_err() && translate("", None).is_err());
+}
+
+#[test]
+fn siglip_has_its_own_defaults() {
+    let siglip = json!({"model_type": "siglip", "text_config": {"vocab_size": 32000}, "vision_config": {"image_size": 256}});
+    let (config, _) = read(&siglip).expect("understood");
+    let expected = Config::preset("ViT-B-16-SigLIP-256").expect("a preset").model;
+    // transformers computes GELU by tanh where open_clip takes the error function.
+    let act_kwargs = Some(ActivationConfig { approximate: Approximation::Tanh });
+    let vision_cfg = VisionConfig { act_kwargs, timm_model_name: None, ..expected.vision_cfg };
+    let text_cfg = TextConfig {
+        act_kwargs,
+        hf_tokenizer_name: None,
+        tokenizer_kwargs: None,
+        ..expected.text_cfg
+    };
+    assert_eq!(config.model, ModelConfig { vision_cfg, text_cfg, ..expected });
+    let headless = json!({"model_type": "siglip", "vision_config": {"vision_use_head": false}});
+    assert_error(read(&headless), "vision_use_head");
+}
+
+#[test]
+fn image_pipelines_of_old_and_new_files_are_understood() {
+    let read = |fields: Value| translate(&usual().to_string(), Some(&fields.to_string()));
+    let old = json!({"crop_size": 224, "do_center_crop": true, "do_resize": true, "resample": 3, "size": 224,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]});
+    let (found, ignored) = read(old).expect("understood");
+    assert_eq!((found.preprocess.mean, found.preprocess.std), ([0.5; 3], [0.25, 0.5, 0.5]));
+    assert_eq!(found.preprocess.resize_mode, ResizeMode::Shortest);
+    assert!(ignored.contains(&"preprocessor_config.feature_extractor_type".to_owned()));
+    let new = json!({"crop_size": {"height": 224, "width": 224}, "size": {"shortest_edge": 224}, "resample": 2});
+    assert_eq!(read(new).expect("understood").0.preprocess.interpolation, Interpolation::Bilinear);
+    let squash = json!({"size": {"height": 224, "width": 224}, "do_center_crop": false});
+    assert_eq!(read(squash).expect("understood").0.preprocess.resize_mode, ResizeMode::Squash);
+    for (fields, part) in [
+        (json!({"do_normalize": false}), "do_normalize"),
+        (json!({"resample": 0}), "resample"),
+        (json!({"size": 256}), "`size`"),
+        (json!({"crop_size": 256}), "crop_size"),
+        (json!({"rescale_factor": 1.0}), "rescale_factor"),
+        (json!({"image_std": [0.0, 1.0, 1.0]}), "std"),
+        (json!({"image_mean": [0.0]}), "image_mean"),
+    ] {
+        assert_error(read(fields), part);
+    }
+}

@@ -1,0 +1,129 @@
+//! Which files of a directory make a model.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::hugging_face::{self, CONFIG_FILE as HF_CONFIG_FILE};
+use super::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::error::Error;
+use crate::files::read_text;
+
+/// Files of weights by program, the preferred one first.
+const OPEN_CLIP_WEIGHTS: [&str; 2] = [WEIGHTS_FILE, "open_clip_pytorch_model.bin"];
+const HF_WEIGHTS: [&str; 2] = [hugging_face::WEIGHTS_FILE, "pytorch_model.bin"];
+/// What stands behind the name of the list of files that weights were cut into.
+const INDEX: &str = ".index.json";
+/// Longest list of files, and most files.
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_SHARDS: usize = 1024;
+
+/// Where the config of a model is.
+#[derive(Debug, PartialEq)]
+pub(super) enum ConfigFile {
+    OpenClip(PathBuf),
+    HuggingFace(PathBuf),
+    /// Nowhere: the weights have to tell.
+    None,
+}
+
+/// Where the weights of a model are.
+#[derive(Debug, PartialEq)]
+pub(super) enum WeightsFile {
+    One(PathBuf),
+    /// The list of files, and the files.
+    Shards(PathBuf, Vec<PathBuf>),
+}
+
+/// The files of a model.
+#[derive(Debug, PartialEq)]
+pub(super) struct Layout {
+    pub(super) folder: PathBuf,
+    pub(super) config: ConfigFile,
+    pub(super) weights: WeightsFile,
+}
+
+impl Layout {
+    /// The files of the model at this path, a directory or a file of weights.
+    pub(super) fn find(path: &Path) -> Result<Layout, Error> {
+        let metadata = fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
+        match metadata.is_dir() {
+            true => Layout::of_directory(path),
+            false => Layout::of_file(path),
+        }
+    }
+
+    fn of_directory(folder: &Path) -> Result<Layout, Error> {
+        let no_model = |reason: String| Error::NoModel { path: folder.to_owned(), reason };
+        let config = config_in(folder);
+        let names = match &config {
+            ConfigFile::None => {
+                return Err(no_model(format!(
+                    "there is neither `{CONFIG_FILE}` nor `{HF_CONFIG_FILE}` in it"
+                )));
+            }
+            // LAION's directories have the weights of both programs beside both configs.
+            ConfigFile::OpenClip(_) => [OPEN_CLIP_WEIGHTS, HF_WEIGHTS].concat(),
+            ConfigFile::HuggingFace(_) => HF_WEIGHTS.to_vec(),
+        };
+        for name in &names {
+            if folder.join(name).is_file() {
+                let weights = WeightsFile::One(folder.join(name));
+                return Ok(Layout { folder: folder.to_owned(), config, weights });
+            }
+            let index = folder.join(format!("{name}{INDEX}"));
+            if index.is_file() {
+                let weights = shards(&index)?;
+                return Ok(Layout { folder: folder.to_owned(), config, weights });
+            }
+        }
+        Err(no_model(format!(
+            "there is no file of weights in it: none of `{}`",
+            names.join("`, `")
+        )))
+    }
+
+    fn of_file(path: &Path) -> Result<Layout, Error> {
+        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+        let weights = match path.to_string_lossy().ends_with(INDEX) {
+            true => shards(path)?,
+            false => WeightsFile::One(path.to_owned()),
+        };
+        Ok(Layout { config: config_in(&folder), folder, weights })
+    }
+}
+
+fn config_in(folder: &Path) -> ConfigFile {
+    let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+    match (file(CONFIG_FILE), file(HF_CONFIG_FILE)) {
+        (Some(path), _) => ConfigFile::OpenClip(path),
+        (None, Some(path)) => ConfigFile::HuggingFace(path),
+        (None, None) => ConfigFile::None,
+    }
+}
+
+/// The files that an index names. They lie beside it: a name with a path in it is refused.
+fn shards(index: &Path) -> Result<WeightsFile, Error> {
+    let bad = |reason: String| Error::Weights { origin: index.display().to_string(), reason };
+    let text = read_text(index, MAX_INDEX_BYTES)?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let map =
+        value["weight_map"].as_object().ok_or_else(|| bad("it has no `weight_map`".into()))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    if names.is_empty() || names.len() > MAX_SHARDS {
+        return Err(bad(format!("it names {} files, expected 1 to {MAX_SHARDS}", names.len())));
+    }
+    let beside = |name: &&str| {
+        let mut parts = Path::new(name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    };
+    match names.iter().find(|name| !beside(name)) {
+        Some(name) => Err(bad(format!("`{}` is no name of a file beside it", name.escape_debug()))),
+        None => {
+            let paths = names.iter().map(|name| index.with_file_name(name)).collect();
+            Ok(WeightsFile::Shards(index.to_owned(), paths))
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! CLIP's vocabulary as transformers keeps it: `tokenizer.json` of its fast tokenizer, or `merges.txt`.
+//!
+//! Both hold the merges by rank. The ids follow from them, as OpenAI numbered them, and where the file says them as well
+//! they are compared. What else `tokenizer.json` says (normaliser, pattern, special tokens) must be what
+//! [`Normalization::HuggingFace`](super::Normalization) stands for.
+
+use serde_json::{Value, json};
+
+use super::bpe::WORD_END;
+use super::hf::{added_token, read_merges, unsupported};
+use super::split::{END_TEXT, START_TEXT};
+use super::{Tokenizer, TokenizerError};
+
+/// The pattern of transformers.
+const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+impl Tokenizer {
+    /// Reads the `tokenizer.json` of a CLIP model of transformers.
+    ///
+    /// # Errors
+    ///
+    /// If the text is no JSON, or not that of CLIP's byte-level BPE.
+    pub fn from_transformers_json(text: &str) -> Result<Self, TokenizerError> {
+        let found: Value = serde_json::from_str(text)?;
+        let merges = &found["model"]["merges"];
+        let merges = merges.as_array().ok_or_else(|| unsupported("model.merges"))?;
+        // Newer files have pairs, older ones two symbols with a space between.
+        let lines: Vec<Value> = merges.iter().map(joined).collect();
+        let tokenizer = Self::with_merges(read_merges(&lines)?);
+        tokenizer.check_vocabulary(&found["model"]["vocab"])?;
+        check_rules(&found)?;
+        Ok(tokenizer)
+    }
+
+    /// Reads the `merges.txt` of a CLIP model of transformers: a line with the version, then a merge on each.
+    ///
+    /// # Errors
+    ///
+    /// If a line is no merge.
+    pub fn from_merges(text: &str) -> Result<Self, TokenizerError> {
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
+        let lines: Vec<Value> = lines.map(Value::from).collect();
+        Ok(Self::with_merges(read_merges(&lines)?))
+    }
+
+    /// The text of a `tokenizer.json` of transformers' `CLIPTokenizerFast`.
+    pub fn to_transformers_json(&self) -> String {
+        let symbols = self.symbol_texts();
+        let merges = self.merge_lines(&symbols);
+        let special = [(START_TEXT, self.start_id()), (END_TEXT, self.end_id())];
+        let mut vocab = serde_json::Map::new();
+        let ids = symbols.iter().map(String::as_str).zip(0..).chain(special);
+        vocab.extend(ids.map(|(symbol, id): (&str, u32)| (symbol.to_owned(), Value::from(id))));
+        let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let json = json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": special.map(|(text, id)| added_token(text, id)),
+            "normalizer": normalizer(),
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Removed", "invert": true},
+                byte_level.clone(),
+            ]},
+            "post_processor": {
+                "type": "RobertaProcessing",
+                "sep": [END_TEXT, self.end_id()],
+                "cls": [START_TEXT, self.start_id()],
+                "trim_offsets": false,
+                "add_prefix_space": false,
+            },
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": null,
+                "unk_token": END_TEXT,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": WORD_END,
+                "fuse_unk": false,
+                "byte_fallback": false,
+                "ignore_merges": false,
+                "vocab": vocab,
+                "merges": merges,
+            },
+        });
+        format!("{json:#}\n")
+    }
+
+    /// The text of its `tokenizer_config.json`.
+    pub fn to_transformers_config_json(&self, context_length: usize) -> String {
+        let config = json!({
+            "tokenizer_class": "CLIPTokenizer",
+            "bos_token": START_TEXT,
+            "eos_token": END_TEXT,
+            "unk_token": END_TEXT,
+            "pad_token": END_TEXT,
+            "do_lower_case": true,
+            "model_max_length": context_length,
+        });
+        format!("{config:#}\n")
+    }
+
+    /// The ids that the file gives its symbols are those that follow from its merges.
+    fn check_vocabulary(&self, found: &Value) -> Result<(), TokenizerError> {
+        let found = found.as_object().ok_or_else(|| unsupported("model.vocab"))?;
+        let special = [(START_TEXT, self.start_id()), (END_TEXT, self.end_id())];
+        let symbols = self.symbol_texts();
+        let symbols = symbols.iter().map(String::as_str).zip(0..).chain(special);
+        let mut known = 0;
+        for (symbol, id) in symbols {
+            if found.get(symbol).and_then(Value::as_u64) != Some(u64::from(id)) {
+                return Err(unsupported(&format!("model.vocab.{symbol}")));
+            }
+            known += 1;
+        }
+        match found.len() == known {
+            true => Ok(()),
+            false => Err(unsupported("model.vocab")),
+        }
+    }
+}
+
+fn joined(merge: &Value) -> Value {
+    match merge.as_array().map(Vec::as_slice) {
+        Some([Value::String(left), Value::String(right)]) => Value::from(format!("{left} {right}")),
+        _ => merge.clone(),
+    }
+}
+
+fn normalizer() -> Value {
+    json!({"type": "Sequence", "normalizers": [
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Lowercase"},
+    ]})
+}
+
+/// The parts of the file that decide how a text is split.
+fn check_rules(found: &Value) -> Result<(), TokenizerError> {
+    let pattern = &found["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+    let model = &found["model"];
+    let rules = [
+        ("normalizer", found["normalizer"] == normalizer()),
+        ("pre_tokenizer", pattern.as_str().is_some_and(|found| found.ends_with(PATTERN))),
+        ("model.type", model["type"] == "BPE"),
+        ("model.end_of_word_suffix", model["end_of_word_suffix"] == WORD_END),
+        ("model.byte_fallback", model["byte_fallback"] != true),
+        ("model.ignore_merges", model["ignore_merges"] != true),
+    ];
+    match rules.iter().find(|(_, as_known)| !as_known) {
+        Some((field, _)) => Err(unsupported(field)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,68 @@
+//! Pooling by attention (MAP, multi-head attention pooling; SigLIP's).
+//!
+//! ```text
+//! q        probe W_q + b_q, the same for every image
+//! k, v     rows W_kv + b_kv
+//! mixed    attention(q, k, v) W_o + b_o
+//! pooled   mixed + mlp(ln(mixed))
+//! ```
+
+use burn::prelude::*;
+use ferroclip_ops::{Linear, Mlp, Spans, attention_pooled, select_rows};
+
+use super::block::{BlockConfig, mlp, norm};
+use super::source::Source;
+
+/// What tensors of the pooling are called before the dot.
+const NAME: &str = "visual.attn_pool";
+
+#[derive(Clone, Debug)]
+pub(super) struct AttentionPool {
+    probe: Tensor<1>,
+    query: Linear,
+    keys_values: Linear,
+    out: Linear,
+    mlp: Mlp,
+    heads: usize,
+}
+
+impl AttentionPool {
+    /// The pooling of these parameters.
+    pub(super) fn new(params: &dyn Source, config: BlockConfig) -> AttentionPool {
+        let tensor1 = |name: &str| params.tensor1(&format!("{NAME}.{name}"));
+        let tensor2 = |name: &str| params.tensor2(&format!("{NAME}.{name}"));
+        let linear = |weight: Tensor<2>, bias: Tensor<1>| {
+            let linear = Linear::new(weight, Some(bias)).rounded(params.rounding());
+            match params.packing() {
+                Some(precision) => linear.packed(precision),
+                None => linear,
+            }
+        };
+        let (weight, bias) = (tensor2("attn.in_proj_weight"), tensor1("attn.in_proj_bias"));
+        let [rows, width] = weight.dims();
+        let part = |from: usize, to: usize| {
+            linear(weight.clone().slice([from..to]), bias.clone().slice([from..to]))
+        };
+        AttentionPool {
+            probe: tensor1("probe"),
+            query: part(0, width),
+            keys_values: part(width, rows),
+            out: linear(tensor2("attn.out_proj.weight"), tensor1("attn.out_proj.bias")),
+            mlp: mlp(
+                params,
+                NAME,
+                norm(params, &format!("{NAME}.ln"), config.eps),
+                config.activation,
+            ),
+            heads: config.heads,
+        }
+    }
+
+    /// A row for each span: `[spans, width]`.
+    pub(super) fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
+        let query = self.query.forward(self.probe.clone().unsqueeze::<2>());
+        let queries = select_rows(query, &vec![0; spans.count()]);
+        let mixed = attention_pooled(queries, self.keys_values.forward(x), spans, self.heads);
+        self.mlp.forward(self.out.forward(mixed))
+    }
+}

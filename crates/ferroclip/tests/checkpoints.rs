@@ -1,0 +1,239 @@
+//! Checkpoints of other programs: `fixtures/checkpoints` holds small models that OpenAI's code, open_clip and transformers wrote,
+//! and the unit embeddings that each computed from its own files.
+
+use std::path::{Path, PathBuf};
+
+use ferroclip::{Error, ModelFiles, Precision, Program, convert, verify};
+use tempfile::TempDir;
+
+/// The bound of the design; PyTorch's own f32 noise is below 1e-6.
+const TOLERANCE: f32 = 1e-5;
+
+/// Name, and the file of the model where it is not the directory.
+const CASES: [(&str, Option<&str>); 11] = [
+    ("openai-vit", Some("model.pt")),
+    ("openai-resnet", Some("model.pt")),
+    ("openai-state-dict", Some("model.pt")),
+    ("open-clip-bin", None),
+    ("open-clip-training", Some("epoch_1.pt")),
+    ("hf-sharded", None),
+    ("hf-bin", None),
+    ("siglip", None),
+    ("siglip2", None),
+    ("hf-siglip", None),
+    ("clipa", None),
+];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/checkpoints").join(name)
+}
+
+fn model(name: &str, file: Option<&str>) -> PathBuf {
+    file.map_or(folder(name), |file| folder(name).join(file))
+}
+
+/// OpenAI's plain dictionaries do not tell that they are QuickGELU: a config beside them does.
+fn assumes_gelu(name: &str) -> bool {
+    name == "openai-state-dict"
+}
+
+#[test]
+fn every_dialect_gives_its_programs_numbers() {
+    for (name, file) in CASES {
+        let found = verify(&model(name, file), &folder(name), Precision::F32).expect(name);
+        let (image, text) = (found.image.expect("images"), found.text.expect("texts"));
+        assert_eq!((image.n, text.n), (2, 6), "{name}");
+        let worst = image.largest.max(text.largest);
+        match assumes_gelu(name) {
+            false => assert!(worst <= TOLERANCE, "{name}: {worst}"),
+            true => assert!(worst > 1e-3, "{name}: the activation makes no difference"),
+        }
+    }
+}
+
+#[test]
+fn a_dictionary_of_openai_is_exact_with_the_config_beside_it() {
+    let copy = tempfile::tempdir().expect("a folder");
+    let config = r#"{"embed_dim": 24, "quick_gelu": true,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 512, "width": 64, "heads": 1, "layers": 2}}"#;
+    std::fs::write(copy.path().join("open_clip_config.json"), config).expect("written");
+    let (from, to) = (folder("openai-state-dict"), copy.path().join("model.pt"));
+    std::fs::copy(from.join("model.pt"), &to).expect("copied");
+    let found = verify(&to, &from, Precision::F32).expect("opened");
+    assert!(found.image.expect("images").largest <= TOLERANCE);
+    assert!(found.text.expect("texts").largest <= TOLERANCE);
+}
+
+/// A copy of a model, to be broken.
+fn copy_of(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(folder(name)).expect("a fixture") {
+        let path = file.expect("a file").path();
+        std::fs::copy(&path, copy.path().join(path.file_name().expect("a name"))).expect("copied");
+    }
+    copy
+}
+
+#[track_caller]
+fn assert_error(path: &Path, kind: &str, part: &str) {
+    let error = ModelFiles::load(path).expect_err("the model is broken");
+    let shown = error.to_string();
+    assert!(shown.contains(part) && !shown.contains('\n'), "`{part}` is not in: {shown}");
+    assert_eq!(error.kind(), kind, "{shown}");
+    assert!(error.hint().is_some(), "{shown}");
+}
+
+#[test]
+fn files_cut_off_anywhere_are_an_error() {
+    for (name, file) in CASES {
+        let Some(file) = file.or((name == "hf-bin").then_some("pytorch_model.bin")) else {
+            continue;
+        };
+        let copy = copy_of(name);
+        let path = copy.path().join(file);
+        let whole = std::fs::read(&path).expect("a file");
+        for tenth in 0..10 {
+            std::fs::write(&path, &whole[..whole.len() * tenth / 10]).expect("written");
+            let model = if name == "hf-bin" { copy.path() } else { &path };
+            assert_error(model, "weights", file);
+        }
+    }
+}
+
+#[test]
+fn shards_that_do_not_fit_together_are_named() {
+    let index = "model.safetensors.index.json";
+    let change = |from: &str, to: &str| {
+        let copy = copy_of("hf-sharded");
+        let path = copy.path().join(index);
+        let text = std::fs::read_to_string(&path).expect("an index");
+        std::fs::write(&path, text.replace(from, to)).expect("written");
+        copy
+    };
+    let copy = change("model-00001", "../model-00001");
+    assert_error(copy.path(), "weights", "no name of a file beside it");
+    let copy = change("weight_map", "map");
+    assert_error(copy.path(), "weights", "`weight_map`");
+    let copy = copy_of("hf-sharded");
+    let shards =
+        std::fs::read_dir(copy.path()).expect("a folder").map(|file| file.expect("a file").path());
+    let mut shards: Vec<PathBuf> =
+        shards.filter(|path| path.extension().is_some_and(|kind| kind == "safetensors")).collect();
+    shards.retain(|path| !path.ends_with("inputs_outputs.safetensors"));
+    shards.sort();
+    std::fs::remove_file(&shards[0]).expect("removed");
+    assert_error(copy.path(), "io", "cannot read");
+    std::fs::copy(&shards[1], &shards[0]).expect("copied");
+    assert_error(copy.path(), "weights", "is in another file, too");
+}
+
+#[test]
+fn references_that_are_not_of_the_model_are_refused() {
+    let other = |name: &str| {
+        verify(&folder("hf-bin"), &folder(name), Precision::F32).expect_err("another model")
+    };
+    assert!(matches!(other("hf-sharded"), Error::Reference { .. }));
+    let copy = copy_of("hf-bin");
+    std::fs::write(copy.path().join("inputs_outputs.safetensors"), b"short").expect("written");
+    let error = verify(&folder("hf-bin"), copy.path(), Precision::F32).expect_err("no reference");
+    assert!(matches!(error, Error::Reference { .. }), "{error}");
+}
+
+#[test]
+fn what_was_assumed_is_said() {
+    let origin = |name: &str, file: Option<&str>| {
+        let error = ferroclip::ImageEncoder::open(model(name, file))
+            .map(|encoder| encoder.origin().clone());
+        error.expect(name)
+    };
+    let openai = origin("openai-vit", Some("model.pt"));
+    assert_eq!((openai.format, openai.dialect), ("TorchScript", "open_clip"));
+    assert!(
+        openai.assumptions.iter().any(|line| line.starts_with("`quick_gelu`: true")),
+        "{openai:?}"
+    );
+    let plain = origin("openai-state-dict", Some("model.pt"));
+    assert!(
+        plain.assumptions.iter().any(|line| line.starts_with("`quick_gelu`: false")),
+        "{plain:?}"
+    );
+    let hf = origin("hf-sharded", None);
+    assert_eq!(
+        (hf.format, hf.dialect, hf.conventions),
+        ("safetensors", "Hugging Face", "transformers")
+    );
+    assert!(hf.assumptions.is_empty(), "{hf:?}");
+}
+
+#[test]
+fn conversions_go_round_bit_for_bit() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| parent.path().join(name);
+    let steps = [
+        (model("openai-vit", Some("model.pt")), Program::OpenClip, at("a")),
+        (at("a"), Program::Transformers, at("b")),
+        (at("b"), Program::OpenAi, at("c")),
+        (at("c/model.pt"), Program::OpenClip, at("d")),
+    ];
+    for (from, to, out) in &steps {
+        let done = convert(from, *to, out).expect("converted");
+        assert_eq!(done.tensors, 62, "{to:?}");
+    }
+    let file = "open_clip_model.safetensors";
+    let (first, last) = (std::fs::read(at("a").join(file)), std::fs::read(at("d").join(file)));
+    assert!(first.expect("a file") == last.expect("a file"), "the tensors differ");
+    // f16 where OpenAI's file has it: half the size of f32.
+    assert!(std::fs::metadata(at("a").join(file)).expect("a file").len() < 700_000);
+    for out in ["a", "b", "c/model.pt", "d"] {
+        let found = verify(&at(out), &folder("openai-vit"), Precision::F32).expect(out);
+        assert!(found.image.expect("images").largest <= TOLERANCE, "{out}");
+        assert!(found.text.expect("texts").largest <= TOLERANCE, "{out}");
+    }
+    assert_eq!(
+        std::fs::read_dir(parent.path()).expect("a folder").count(),
+        4,
+        "temporary files stay"
+    );
+}
+
+#[test]
+fn siglip_goes_to_transformers_and_not_to_openai() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let out = parent.path().join("hf");
+    let model = folder("siglip");
+    convert(&model, Program::Transformers, &out).expect("converted");
+    let found = verify(&out, &model, Precision::F32).expect("opened");
+    assert!(found.image.expect("images").largest <= TOLERANCE);
+    assert!(found.text.expect("texts").largest <= TOLERANCE);
+    let error =
+        convert(&model, Program::OpenAi, &parent.path().join("openai")).expect_err("refused");
+    assert_eq!((error.kind(), error.hint().is_some()), ("model", true), "{error}");
+    // timm has no tower of this width.
+    let error =
+        convert(&model, Program::OpenClip, &parent.path().join("open-clip")).expect_err("refused");
+    assert!(error.to_string().contains("timm"), "{error}");
+    assert_eq!(
+        std::fs::read_dir(parent.path()).expect("a folder").count(),
+        1,
+        "nothing else is written"
+    );
+}
+
+#[test]
+fn what_another_program_cannot_compute_is_refused() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let refused = |name: &str, file: Option<&str>, to: Program, part: &str| {
+        let error =
+            convert(&model(name, file), to, &parent.path().join("out")).expect_err("refused");
+        assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
+    };
+    // GELU, heads that are not 64 wide, a ResNet, average pooling.
+    refused("open-clip-bin", None, Program::OpenAi, "`quick_gelu`");
+    refused("open-clip-training", Some("epoch_1.pt"), Program::OpenAi, "`vision_cfg.head_width`");
+    refused("openai-resnet", Some("model.pt"), Program::Transformers, "`vision_cfg.layers`");
+    refused("clipa", None, Program::Transformers, "`vision_cfg.");
+    let exists =
+        convert(&folder("hf-bin"), Program::OpenClip, parent.path()).expect_err("it exists");
+    assert_eq!(exists.kind(), "io", "{exists}");
+}
