@@ -8,7 +8,7 @@ use ferroclip_ops::Precision;
 
 use crate::builtin;
 use crate::checkpoint::TensorReader;
-use crate::config::Config;
+use crate::config::{Config, TextPool};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
@@ -108,6 +108,15 @@ impl TextEncoder {
         self.tokenizer.tokenize(text, self.config.model.text_cfg.context_length)
     }
 
+    /// The ids as the tower reads them: up to the context length where it reads padding.
+    fn filled(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        let text = &self.config.model.text_cfg;
+        if text.pool_type == TextPool::Last {
+            ids.resize(text.context_length, self.tokenizer.pad_id());
+        }
+        ids
+    }
+
     /// Unit embeddings of texts. A text that is too long is cut, and its row listed in
     /// [`Embeddings::truncated`].
     ///
@@ -138,7 +147,8 @@ impl TextEncoder {
             let tokens: Vec<Tokens> = texts.iter().map(|t| self.tokenize(t.as_ref())).collect();
             let cut = (first..).zip(&tokens).filter(|(_, tokens)| tokens.truncated > 0);
             out.truncated.extend(cut.map(|(place, _)| place));
-            let ids: Vec<&[u32]> = tokens.iter().map(|tokens| tokens.ids.as_slice()).collect();
+            let ids: Vec<Vec<u32>> =
+                tokens.into_iter().map(|tokens| self.filled(tokens.ids)).collect();
             let x = match options.features {
                 Features::Pooled => self.tower.pooled(&ids),
                 _ => self.tower.forward(&ids),
@@ -153,7 +163,12 @@ impl TextEncoder {
 /// Refuses the tokenizer of another model.
 fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<(), Error> {
     let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
-    match expected == found {
+    // Tables of other vocabularies are often rounded up; ids of OpenAI's scheme end with the vocabulary.
+    let fits = match tokenizer.start_and_end() {
+        Some(_) => expected == found,
+        None => found <= expected,
+    };
+    match fits {
         true => Ok(()),
         false => Err(Error::Vocabulary { expected, found }),
     }

@@ -52,8 +52,9 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         "logit_bias": clip.logit_bias(),
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size(),
-            "start_id": tokenizer.start_id(),
-            "end_id": tokenizer.end_id(),
+            "start_id": tokenizer.start_and_end().map(|[start, _]| start),
+            "end_id": tokenizer.start_and_end().map(|[_, end]| end),
+            "pad_id": tokenizer.pad_id(),
             "context_length": config.model.text_cfg.context_length,
         },
         "preprocess": config.preprocess,

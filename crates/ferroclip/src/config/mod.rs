@@ -301,7 +301,7 @@ pub enum Approximation {
 }
 
 /// `tokenizer_kwargs`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerConfig {
     /// What is done to a text before it is split.

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::layout::{ConfigFile, Layout, WeightsFile};
+use super::tokenizer::Conventions;
 use super::{hugging_face, tokenizer};
 use crate::checkpoint::{Checkpoint, TensorReader, infer};
 use crate::config::Config;
 use crate::error::Error;
 use crate::files::read_text;
 use crate::image::ImagePipeline;
-use crate::tokenizer::{Normalization, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// Longest config that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -29,7 +30,7 @@ pub(crate) struct Found {
     pub(crate) tensors: TensorReader,
     pub(crate) origin: Origin,
     folder: PathBuf,
-    normalization: Normalization,
+    conventions: Conventions,
 }
 
 /// Where a model came from, and what was decided where its files leave something open.
@@ -75,18 +76,18 @@ pub(crate) fn open(path: &Path) -> Result<Found, Error> {
         }
         ConfigFile::None => inferred(&checkpoint, path, &mut origin)?,
     };
-    let normalization = match &layout.config {
-        ConfigFile::HuggingFace(_) => Normalization::HuggingFace,
-        _ => Normalization::OpenAi,
+    let conventions = match &layout.config {
+        ConfigFile::HuggingFace(_) => Conventions::Transformers,
+        _ => Conventions::OpenClip,
     };
     let tensors = checkpoint.model(&config.model)?;
-    Ok(Found { config, tensors, origin, folder: layout.folder, normalization })
+    Ok(Found { config, tensors, origin, folder: layout.folder, conventions })
 }
 
 impl Found {
     /// The tokenizer of the model.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, Error> {
-        tokenizer::load(&self.folder, &self.config, self.normalization)
+        tokenizer::load(&self.folder, &self.config, self.conventions)
     }
 }
 

@@ -2,48 +2,95 @@
 
 use std::path::Path;
 
-use super::TOKENIZER_FILE;
-use crate::config::Config;
+use super::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
+use crate::config::{Cleaning, Config, TextPool, TokenizerConfig};
 use crate::error::Error;
 use crate::files::read_text;
-use crate::tokenizer::{Normalization, Tokenizer};
+use crate::tokenizer::{Normalization, Tokenizer, TokenizerError};
 
-/// Longest vocabulary that is read.
+/// Longest vocabulary, and longest list of special tokens, that is read.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The merges of transformers' slow tokenizer.
 const MERGES_FILE: &str = "merges.txt";
+/// The class of transformers that takes punctuation out of texts.
+const SIGLIP_CLASS: &str = "SiglipTokenizer";
+
+/// Whose directory it is: that decides how texts are prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conventions {
+    OpenClip,
+    Transformers,
+}
 
 /// The tokenizer of the model in this directory.
 pub(super) fn load(
     folder: &Path,
     config: &Config,
-    normalization: Normalization,
+    conventions: Conventions,
 ) -> Result<Tokenizer, Error> {
-    match normalization {
-        Normalization::OpenAi if config.model.text_cfg.hf_tokenizer_name.is_none() => {
-            Ok(Tokenizer::openai())
-        }
-        Normalization::OpenAi => read(&folder.join(TOKENIZER_FILE), Tokenizer::from_hf_json),
-        Normalization::HuggingFace => of_transformers(folder),
+    match conventions {
+        Conventions::OpenClip => of_open_clip(folder, config),
+        Conventions::Transformers => of_transformers(folder, config),
     }
 }
 
-fn of_transformers(folder: &Path) -> Result<Tokenizer, Error> {
+/// As open_clip: OpenAI's own vocabulary unless the config names another, which the directory then holds.
+fn of_open_clip(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
+    let text = &config.model.text_cfg;
+    if text.hf_tokenizer_name.is_none() {
+        return Ok(Tokenizer::openai());
+    }
+    let path = folder.join(TOKENIZER_FILE);
+    let json = read_text(&path, MAX_TOKENIZER_BYTES)?;
+    if let Ok(ours) = Tokenizer::from_hf_json(&json) {
+        return Ok(ours);
+    }
+    let TokenizerConfig { clean, strip_sep_token } =
+        text.tokenizer_kwargs.clone().unwrap_or_default();
+    let normalization = match clean {
+        Cleaning::Lower => Normalization::OpenAi,
+        Cleaning::Whitespace => Normalization::Whitespace,
+        Cleaning::Canonicalize => Normalization::Canonical,
+    };
+    let about = about(folder)?;
+    let tokenizer = Tokenizer::from_json(&json, about.as_deref(), strip_sep_token);
+    Ok(named(&path, tokenizer)?.normalized(normalization))
+}
+
+fn of_transformers(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
     let (whole, merges) = (folder.join(TOKENIZER_FILE), folder.join(MERGES_FILE));
+    if config.model.text_cfg.pool_type == TextPool::Last {
+        let json = read_text(&whole, MAX_TOKENIZER_BYTES)?;
+        let about = about(folder)?;
+        let is_siglip = about.as_ref().is_some_and(|about| about.contains(SIGLIP_CLASS));
+        let normalization = match is_siglip {
+            true => Normalization::HuggingFaceCanonical,
+            false => Normalization::None,
+        };
+        let tokenizer = Tokenizer::from_json(&json, about.as_deref(), false);
+        return Ok(named(&whole, tokenizer)?.normalized(normalization));
+    }
     let tokenizer = if whole.is_file() {
-        read(&whole, Tokenizer::from_transformers_json)?
+        let json = read_text(&whole, MAX_TOKENIZER_BYTES)?;
+        named(&whole, Tokenizer::from_transformers_json(&json))?
     } else if merges.is_file() {
-        read(&merges, Tokenizer::from_merges)?
+        named(&merges, Tokenizer::from_merges(&read_text(&merges, MAX_TOKENIZER_BYTES)?))?
     } else {
         Tokenizer::openai()
     };
     Ok(tokenizer.normalized(Normalization::HuggingFace))
 }
 
-fn read(
-    path: &Path,
-    parse: fn(&str) -> Result<Tokenizer, crate::tokenizer::TokenizerError>,
-) -> Result<Tokenizer, Error> {
-    let text = read_text(path, MAX_TOKENIZER_BYTES)?;
-    parse(&text).map_err(|source| Error::Tokenizer { origin: path.display().to_string(), source })
+/// The names of special tokens, if the directory has them.
+fn about(folder: &Path) -> Result<Option<String>, Error> {
+    let path = folder.join(TOKENIZER_CONFIG_FILE);
+    match path.is_file() {
+        true => read_text(&path, MAX_CONFIG_BYTES).map(Some),
+        false => Ok(None),
+    }
+}
+
+fn named(path: &Path, tokenizer: Result<Tokenizer, TokenizerError>) -> Result<Tokenizer, Error> {
+    tokenizer.map_err(|source| Error::Tokenizer { origin: path.display().to_string(), source })
 }

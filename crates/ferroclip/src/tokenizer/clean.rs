@@ -27,9 +27,12 @@ pub(crate) fn compose(text: &str) -> String {
 
 /// OpenAI's `whitespace_clean(basic_clean(text)).lower()`.
 pub(crate) fn clean(text: &str) -> String {
-    let text = ftfy::fix_text(text);
-    let once = html::unescape(&text);
-    let twice = html::unescape(&once);
+    whitespace(text).to_lowercase()
+}
+
+/// OpenAI's `whitespace_clean(basic_clean(text))`.
+pub(crate) fn whitespace(text: &str) -> String {
+    let twice = basic(text);
     let mut out = String::with_capacity(twice.len());
     let mut is_gap = false;
     for c in twice.trim_matches(is_python_space).chars() {
@@ -43,5 +46,23 @@ pub(crate) fn clean(text: &str) -> String {
         out.push(c);
     }
     // What `\s` left at the ends may still be space to `strip`.
-    out.trim_matches(is_python_space).to_lowercase()
+    out.trim_matches(is_python_space).to_owned()
+}
+
+/// OpenAI's `basic_clean(text)`, before its `strip`.
+fn basic(text: &str) -> String {
+    html::unescape(&html::unescape(&ftfy::fix_text(text))).into_owned()
+}
+
+/// open_clip's `canonicalize_text(basic_clean(text))`.
+pub(crate) fn canonical(text: &str) -> String {
+    without_punctuation(&basic(text).replace('_', " "))
+}
+
+/// transformers' `canonicalize_text(text)` and lower case: punctuation of ASCII goes, white space becomes single spaces.
+pub(crate) fn without_punctuation(text: &str) -> String {
+    let kept = text.chars().filter(|c| !c.is_ascii_punctuation());
+    let lower = kept.collect::<String>().to_lowercase();
+    let words = lower.split(is_python_space).filter(|word| !word.is_empty());
+    words.collect::<Vec<&str>>().join(" ")
 }

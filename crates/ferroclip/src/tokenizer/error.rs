@@ -25,6 +25,9 @@ pub enum TokenizerError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The rules of the file cannot be used.
+    #[error("`tokenizer.json` cannot be used: {0}")]
+    Rules(String),
     /// A part of the file is not as ferroclip writes it.
     #[error("`tokenizer.json` differs from CLIP's tokenizer in `{field}`")]
     Unsupported {
@@ -45,7 +48,9 @@ impl TokenizerError {
                  for OpenAI's own vocabulary remove the file"
                     .to_owned(),
             ),
-            Self::Json(_) => Some("copy the file again from the model's source".to_owned()),
+            Self::Json(_) | Self::Rules(_) => {
+                Some("copy the file again from the model's source".to_owned())
+            }
         }
     }
 }

@@ -13,9 +13,9 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
-use super::bpe::{N_BYTE_SYMBOLS, WORD_END, symbol_char};
+use super::bpe::{Bpe, N_BYTE_SYMBOLS, WORD_END, symbol_char};
 use super::split::{END_TEXT, START_TEXT};
-use super::{Tokenizer, TokenizerError};
+use super::{Tokenizer, TokenizerError, Vocabulary};
 
 /// A second name of id 0, so that it can be the padding without `!` in a text becoming special.
 /// In capitals, so that no cleaned text holds it.
@@ -31,11 +31,17 @@ const SPLIT_PATTERN: &str = concat!(
 impl Tokenizer {
     /// The text of `tokenizer.json`.
     pub fn to_hf_json(&self) -> String {
-        format!("{:#}\n", self.hf_value())
+        match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => format!("{:#}\n", bpe.hf_value()),
+            Vocabulary::Loaded(loaded) => loaded.json().to_owned(),
+        }
     }
 
     /// The text of `tokenizer_config.json`, which names the special tokens for open_clip.
     pub fn to_hf_config_json(&self, context_length: usize) -> String {
+        if let Vocabulary::Loaded(loaded) = &self.vocabulary {
+            return loaded.config_json().to_owned();
+        }
         let config = json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": START_TEXT,
@@ -59,13 +65,15 @@ impl Tokenizer {
         let found: Value = serde_json::from_str(text)?;
         let merges =
             found["model"]["merges"].as_array().ok_or_else(|| unsupported("model.merges"))?;
-        let tokenizer = Self::with_merges(read_merges(merges)?);
-        match first_difference(&tokenizer.hf_value(), &found) {
-            None => Ok(tokenizer),
+        let bpe = Bpe::new(read_merges(merges)?);
+        match first_difference(&bpe.hf_value(), &found) {
+            None => Ok(Self::with_bpe(bpe)),
             Some(path) => Err(unsupported(&path)),
         }
     }
+}
 
+impl Bpe {
     fn hf_value(&self) -> Value {
         let symbols = self.symbol_texts();
         let merges = self.merge_lines(&symbols);
@@ -108,7 +116,7 @@ impl Tokenizer {
 
     /// The merges as two symbols with a space between.
     pub(super) fn merge_lines(&self, symbols: &[String]) -> Vec<String> {
-        let merges = self.bpe.merges().iter();
+        let merges = self.merges().iter();
         merges.map(|&(a, b)| format!("{} {}", symbols[a as usize], symbols[b as usize])).collect()
     }
 
@@ -135,7 +143,7 @@ impl Tokenizer {
     /// The texts of all symbols in the alphabet of GPT-2.
     pub(super) fn symbol_texts(&self) -> Vec<String> {
         let mut texts = byte_symbol_texts();
-        for &(a, b) in self.bpe.merges() {
+        for &(a, b) in self.merges() {
             texts.push(format!("{}{}", texts[a as usize], texts[b as usize]));
         }
         texts

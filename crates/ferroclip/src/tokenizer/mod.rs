@@ -17,10 +17,12 @@
 //! Limits: texts with characters newer than Unicode 14 may differ from a reference that runs on an
 //! older Python. Memory is proportional to the text; nothing is cached.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use bpe::{Bpe, N_BYTE_SYMBOLS};
+use loaded::Loaded;
 
 mod bpe;
 mod clean;
@@ -28,6 +30,7 @@ mod error;
 mod ftfy;
 mod hf;
 mod html;
+mod loaded;
 mod split;
 mod tables;
 #[cfg(test)]
@@ -42,7 +45,7 @@ const OPENAI_VOCAB_SIZE: usize = 49_408;
 /// Start and end of text.
 const N_SPECIAL: usize = 2;
 
-/// A byte-level BPE tokenizer in the manner of CLIP. Cheap to clone.
+/// A byte-level BPE tokenizer in the manner of CLIP, or any other that a `tokenizer.json` describes. Cheap to clone.
 ///
 /// # Example
 ///
@@ -53,8 +56,16 @@ const N_SPECIAL: usize = 2;
 /// ```
 #[derive(Clone)]
 pub struct Tokenizer {
-    bpe: Arc<Bpe>,
+    vocabulary: Vocabulary,
     normalization: Normalization,
+}
+
+#[derive(Clone)]
+enum Vocabulary {
+    /// OpenAI's scheme.
+    Bpe(Arc<Bpe>),
+    /// Any other, by the rules of its file.
+    Loaded(Arc<Loaded>),
 }
 
 /// What becomes of a text before it is split into words.
@@ -67,6 +78,29 @@ pub enum Normalization {
     /// That of transformers' fast tokenizer: characters composed (NFC), white space made single spaces, capitals
     /// small. Nothing is repaired or unescaped.
     HuggingFace,
+    /// open_clip's for most other vocabularies: repaired, unescaped, single spaces.
+    Whitespace,
+    /// open_clip's for SigLIP: repaired, unescaped, `_` as a space, without other punctuation of ASCII, single spaces,
+    /// capitals small.
+    Canonical,
+    /// transformers' for SigLIP: without punctuation of ASCII, single spaces, capitals small.
+    HuggingFaceCanonical,
+    /// The rules of the vocabulary's file alone.
+    None,
+}
+
+impl Normalization {
+    /// The text that is split into words.
+    fn apply(self, text: &str) -> Cow<'_, str> {
+        match self {
+            Normalization::OpenAi => clean::clean(text).into(),
+            Normalization::HuggingFace => clean::compose(text).into(),
+            Normalization::Whitespace => clean::whitespace(text).into(),
+            Normalization::Canonical => clean::canonical(text).into(),
+            Normalization::HuggingFaceCanonical => clean::without_punctuation(text).into(),
+            Normalization::None => text.into(),
+        }
+    }
 }
 
 /// Token ids of one text that has been fitted to a context length.
@@ -106,7 +140,27 @@ impl Tokenizer {
     }
 
     fn with_merges(merges: Vec<(u32, u32)>) -> Self {
-        Self { bpe: Arc::new(Bpe::new(merges)), normalization: Normalization::OpenAi }
+        Self::with_bpe(Bpe::new(merges))
+    }
+
+    fn with_bpe(bpe: Bpe) -> Self {
+        Self { vocabulary: Vocabulary::Bpe(Arc::new(bpe)), normalization: Normalization::OpenAi }
+    }
+
+    /// Any vocabulary, from a `tokenizer.json` and the `tokenizer_config.json` beside it. `strip_sep_token` is open_clip's
+    /// option of this name: the separator at the end becomes padding.
+    ///
+    /// # Errors
+    ///
+    /// If a text is no JSON, or asks for rules that are not known.
+    pub fn from_json(
+        json: &str,
+        about: Option<&str>,
+        strip_sep_token: bool,
+    ) -> Result<Self, TokenizerError> {
+        let loaded = Loaded::new(json, about, strip_sep_token)?;
+        let vocabulary = Vocabulary::Loaded(Arc::new(loaded));
+        Ok(Self { vocabulary, normalization: Normalization::Whitespace })
     }
 
     /// The same vocabulary behind another preparation of texts.
@@ -122,35 +176,31 @@ impl Tokenizer {
 
     /// Number of ids.
     pub fn vocab_size(&self) -> usize {
-        self.bpe.n_symbols() + N_SPECIAL
+        match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => bpe.n_symbols() + N_SPECIAL,
+            Vocabulary::Loaded(loaded) => loaded.vocab_size(),
+        }
     }
 
-    /// Id of the start of text.
-    pub fn start_id(&self) -> u32 {
-        self.bpe.n_symbols() as u32
+    /// Ids of the start and of the end of text, the two largest, where the vocabulary is of OpenAI's scheme.
+    pub fn start_and_end(&self) -> Option<[u32; 2]> {
+        match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => Some([bpe.start_id(), bpe.end_id()]),
+            Vocabulary::Loaded(_) => None,
+        }
     }
 
-    /// Id of the end of text, the largest id.
-    pub fn end_id(&self) -> u32 {
-        self.start_id() + 1
+    /// The id that fills a text up to the context length, for text towers that read it.
+    pub fn pad_id(&self) -> u32 {
+        match &self.vocabulary {
+            Vocabulary::Bpe(_) => 0,
+            Vocabulary::Loaded(loaded) => loaded.pad(),
+        }
     }
 
     /// The ids of a text with start and end, however many they are.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut ids = vec![self.start_id()];
-        let text = match self.normalization {
-            Normalization::OpenAi => clean::clean(text),
-            Normalization::HuggingFace => clean::compose(text),
-        };
-        for piece in split::split(&text) {
-            match piece {
-                split::START_TEXT => ids.push(self.start_id()),
-                split::END_TEXT => ids.push(self.end_id()),
-                word => self.bpe.encode_word(word, &mut ids),
-            }
-        }
-        ids.push(self.end_id());
-        ids
+        self.tokenize(text, usize::MAX).ids
     }
 
     /// The ids of a text for a model that reads `context_length` positions.
@@ -158,12 +208,17 @@ impl Tokenizer {
     /// A text that is too long keeps its beginning, and its last position becomes the end of text;
     /// `truncated` says how many ids did not fit.
     pub fn tokenize(&self, text: &str, context_length: usize) -> Tokens {
-        let mut ids = self.encode(text);
+        let text = self.normalization.apply(text);
+        let bpe = match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => bpe,
+            Vocabulary::Loaded(loaded) => return loaded.encode(&text, context_length),
+        };
+        let mut ids = encode(bpe, &text);
         let truncated = ids.len().saturating_sub(context_length);
         if truncated > 0 {
             ids.truncate(context_length);
             if let Some(last) = ids.last_mut() {
-                *last = self.end_id();
+                *last = bpe.end_id();
             }
         }
         Tokens { ids, truncated }
@@ -172,20 +227,52 @@ impl Tokenizer {
     /// The text of ids: cleaned, in lower case, a space after each word, special ids as the
     /// strings that stand for them. Bytes that are no UTF-8 and unknown ids become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let mut bytes = Vec::new();
-        for &id in ids {
-            if id < self.start_id() {
-                self.bpe.decode_symbol(id, &mut bytes);
-            } else if id == self.start_id() {
-                bytes.extend_from_slice(split::START_TEXT.as_bytes());
-            } else if id == self.end_id() {
-                bytes.extend_from_slice(split::END_TEXT.as_bytes());
-            } else {
-                bytes.extend_from_slice("\u{fffd}".as_bytes());
-            }
+        match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => decode(bpe, ids),
+            Vocabulary::Loaded(loaded) => loaded.decode(ids),
         }
-        String::from_utf8_lossy(&bytes).replace(bpe::WORD_END, " ")
     }
+}
+
+impl Bpe {
+    /// Id of the start of text.
+    fn start_id(&self) -> u32 {
+        self.n_symbols() as u32
+    }
+
+    /// Id of the end of text, the largest id.
+    fn end_id(&self) -> u32 {
+        self.start_id() + 1
+    }
+}
+
+fn encode(bpe: &Bpe, text: &str) -> Vec<u32> {
+    let mut ids = vec![bpe.start_id()];
+    for piece in split::split(text) {
+        match piece {
+            split::START_TEXT => ids.push(bpe.start_id()),
+            split::END_TEXT => ids.push(bpe.end_id()),
+            word => bpe.encode_word(word, &mut ids),
+        }
+    }
+    ids.push(bpe.end_id());
+    ids
+}
+
+fn decode(bpe: &Bpe, ids: &[u32]) -> String {
+    let mut bytes = Vec::new();
+    for &id in ids {
+        if id < bpe.start_id() {
+            bpe.decode_symbol(id, &mut bytes);
+        } else if id == bpe.start_id() {
+            bytes.extend_from_slice(split::START_TEXT.as_bytes());
+        } else if id == bpe.end_id() {
+            bytes.extend_from_slice(split::END_TEXT.as_bytes());
+        } else {
+            bytes.extend_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+    String::from_utf8_lossy(&bytes).replace(bpe::WORD_END, " ")
 }
 
 impl fmt::Debug for Tokenizer {

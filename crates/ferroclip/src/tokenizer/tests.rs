@@ -37,10 +37,10 @@ fn ids_equal_openais_on_nasty_texts() {
     for case in read_lines(&fixture("golden.jsonl")) {
         let times = case["times"].as_u64().unwrap_or(1) as usize;
         let text = case["text"].as_str().unwrap().repeat(times);
-        let mut expected = vec![tokenizer.start_id()];
+        let mut expected = vec![tokenizer.start_and_end().unwrap()[0]];
         let ids = case["ids"].as_array().unwrap();
         expected.extend(ids.iter().map(|id| id.as_u64().unwrap() as u32));
-        expected.push(tokenizer.end_id());
+        expected.push(tokenizer.start_and_end().unwrap()[1]);
         assert_eq!(tokenizer.encode(&text), expected, "{case}");
         n_cases += 1;
     }
@@ -63,7 +63,7 @@ fn decoded_text_equals_openais() {
 fn short_vocabulary_equals_openais_code_with_fewer_merges() {
     let tokenizer = Tokenizer::openai_prefix(4096).unwrap();
     assert_eq!(tokenizer.vocab_size(), 4096);
-    assert_eq!((tokenizer.start_id(), tokenizer.end_id()), (4094, 4095));
+    assert_eq!(tokenizer.start_and_end(), Some([4094, 4095]));
     for case in read_lines(&fixture("golden_4096.jsonl")) {
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
         let encoded = tokenizer.encode(case["text"].as_str().unwrap());
@@ -114,7 +114,7 @@ fn vocabulary_sizes_out_of_range_are_refused() {
         assert!(matches!(error, TokenizerError::VocabSize { .. }));
         assert!(error.hint().is_some());
     }
-    assert_eq!(Tokenizer::openai_prefix(49_408).unwrap().end_id(), 49_407);
+    assert_eq!(Tokenizer::openai_prefix(49_408).unwrap().start_and_end(), Some([49_406, 49_407]));
 }
 
 /// Any text goes through; ids are in range; a text decoded and encoded again keeps its ids once

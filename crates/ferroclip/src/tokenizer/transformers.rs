@@ -6,10 +6,10 @@
 
 use serde_json::{Value, json};
 
-use super::bpe::WORD_END;
+use super::bpe::{Bpe, WORD_END};
 use super::hf::{added_token, read_merges, unsupported};
 use super::split::{END_TEXT, START_TEXT};
-use super::{Tokenizer, TokenizerError};
+use super::{Tokenizer, TokenizerError, Vocabulary};
 
 /// The pattern of transformers.
 const PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
@@ -26,10 +26,10 @@ impl Tokenizer {
         let merges = merges.as_array().ok_or_else(|| unsupported("model.merges"))?;
         // Newer files have pairs, older ones two symbols with a space between.
         let lines: Vec<Value> = merges.iter().map(joined).collect();
-        let tokenizer = Self::with_merges(read_merges(&lines)?);
-        tokenizer.check_vocabulary(&found["model"]["vocab"])?;
+        let bpe = Bpe::new(read_merges(&lines)?);
+        bpe.check_vocabulary(&found["model"]["vocab"])?;
         check_rules(&found)?;
-        Ok(tokenizer)
+        Ok(Self::with_bpe(bpe))
     }
 
     /// Reads the `merges.txt` of a CLIP model of transformers: a line with the version, then a merge on each.
@@ -43,8 +43,34 @@ impl Tokenizer {
         Ok(Self::with_merges(read_merges(&lines)?))
     }
 
-    /// The text of a `tokenizer.json` of transformers' `CLIPTokenizerFast`.
+    /// The text of a `tokenizer.json` of transformers' `CLIPTokenizerFast`; of another vocabulary its own file.
     pub fn to_transformers_json(&self) -> String {
+        match &self.vocabulary {
+            Vocabulary::Bpe(bpe) => format!("{:#}\n", bpe.transformers_value()),
+            Vocabulary::Loaded(loaded) => loaded.json().to_owned(),
+        }
+    }
+
+    /// The text of its `tokenizer_config.json`.
+    pub fn to_transformers_config_json(&self, context_length: usize) -> String {
+        if let Vocabulary::Loaded(loaded) = &self.vocabulary {
+            return loaded.config_json().to_owned();
+        }
+        let config = json!({
+            "tokenizer_class": "CLIPTokenizer",
+            "bos_token": START_TEXT,
+            "eos_token": END_TEXT,
+            "unk_token": END_TEXT,
+            "pad_token": END_TEXT,
+            "do_lower_case": true,
+            "model_max_length": context_length,
+        });
+        format!("{config:#}\n")
+    }
+}
+
+impl Bpe {
+    fn transformers_value(&self) -> Value {
         let symbols = self.symbol_texts();
         let merges = self.merge_lines(&symbols);
         let special = [(START_TEXT, self.start_id()), (END_TEXT, self.end_id())];
@@ -52,7 +78,7 @@ impl Tokenizer {
         let ids = symbols.iter().map(String::as_str).zip(0..).chain(special);
         vocab.extend(ids.map(|(symbol, id): (&str, u32)| (symbol.to_owned(), Value::from(id))));
         let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let json = json!({
+        json!({
             "version": "1.0",
             "truncation": null,
             "padding": null,
@@ -82,22 +108,7 @@ impl Tokenizer {
                 "vocab": vocab,
                 "merges": merges,
             },
-        });
-        format!("{json:#}\n")
-    }
-
-    /// The text of its `tokenizer_config.json`.
-    pub fn to_transformers_config_json(&self, context_length: usize) -> String {
-        let config = json!({
-            "tokenizer_class": "CLIPTokenizer",
-            "bos_token": START_TEXT,
-            "eos_token": END_TEXT,
-            "unk_token": END_TEXT,
-            "pad_token": END_TEXT,
-            "do_lower_case": true,
-            "model_max_length": context_length,
-        });
-        format!("{config:#}\n")
+        })
     }
 
     /// The ids that the file gives its symbols are those that follow from its merges.

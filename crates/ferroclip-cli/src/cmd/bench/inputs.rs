@@ -1,13 +1,13 @@
 //! What goes through the towers.
 
-use ferroclip::{ModelConfig, Tokenizer};
+use ferroclip::{ModelConfig, TextPool, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::error::{Error, Result};
 use crate::inputs::read_texts;
 
-/// Tokens of a random text, start and end included.
+/// Tokens of a random text, where the tower reads no padding.
 const TEXT_TOKENS: usize = 12;
 
 pub(super) fn random_pixels(model: &ModelConfig, batch: usize) -> Vec<f32> {
@@ -17,13 +17,15 @@ pub(super) fn random_pixels(model: &ModelConfig, batch: usize) -> Vec<f32> {
     (0..n).map(number).collect()
 }
 
-fn random_texts(model: &ModelConfig, tokenizer: &Tokenizer, batch: usize) -> Vec<Vec<u32>> {
+fn random_texts(model: &ModelConfig, batch: usize) -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let (start, end) = (tokenizer.start_id(), tokenizer.end_id());
-    let n_words = TEXT_TOKENS.min(model.text_cfg.context_length).saturating_sub(2);
+    let text = &model.text_cfg;
+    let reads_padding = text.pool_type == TextPool::Last;
+    let n = if reads_padding { text.context_length } else { TEXT_TOKENS.min(text.context_length) };
+    let end = text.vocab_size as u32 - 1;
     let mut text = |_| {
-        let words = (0..n_words).map(|_| rng.next_u32() % start);
-        std::iter::once(start).chain(words).chain([end]).collect()
+        let words = (0..n.saturating_sub(1)).map(|_| rng.next_u32() % end);
+        words.chain([end]).collect()
     };
     (0..batch).map(&mut text).collect()
 }
@@ -37,7 +39,7 @@ pub(super) fn text_batches(
     file: Option<&str>,
 ) -> Result<Vec<Vec<Vec<u32>>>> {
     let Some(file) = file else {
-        return Ok(vec![random_texts(model, tokenizer, batch)]);
+        return Ok(vec![random_texts(model, batch)]);
     };
     let texts = read_texts(file, None)?;
     if texts.len() < batch {
@@ -45,6 +47,14 @@ pub(super) fn text_batches(
         return Err(Error::input(message).hint("give more texts, or a smaller `--batch`"));
     }
     let length = model.text_cfg.context_length;
-    let ids: Vec<_> = texts.iter().map(|text| tokenizer.tokenize(text, length).ids).collect();
+    let reads_padding = model.text_cfg.pool_type == TextPool::Last;
+    let ids = |text: &String| {
+        let mut ids = tokenizer.tokenize(text, length).ids;
+        if reads_padding {
+            ids.resize(length, tokenizer.pad_id());
+        }
+        ids
+    };
+    let ids: Vec<Vec<u32>> = texts.iter().map(ids).collect();
     Ok(ids.chunks(batch).map(<[_]>::to_vec).collect())
 }

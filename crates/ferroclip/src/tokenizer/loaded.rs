@@ -1,0 +1,97 @@
+//! Vocabularies of any kind, from a `tokenizer.json`: SigLIP's, SigLIP2's, CLIPA's, multilingual ones. The `tokenizers`
+//! crate, transformers' own, does the work; what stands beside the file decides cleaning and padding.
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use tokenizers::utils::truncation::TruncationDirection;
+use tokenizers::{PostProcessor, Tokenizer as Inner};
+
+use super::{TokenizerError, Tokens};
+
+/// Names of the padding, where `tokenizer_config.json` gives none.
+const PAD_NAMES: [&str; 3] = ["<pad>", "[PAD]", "</s>"];
+
+/// A vocabulary with the rules that its file holds.
+pub(super) struct Loaded {
+    inner: Inner,
+    /// The file, to be written again as it was.
+    json: String,
+    /// `tokenizer_config.json`.
+    about: String,
+    pad: u32,
+    /// The separator, where it is to become padding (CLIPA's).
+    stripped: Option<u32>,
+}
+
+impl Loaded {
+    /// Reads a `tokenizer.json`, and of `tokenizer_config.json` the names of special tokens.
+    pub(super) fn new(
+        json: &str,
+        about: Option<&str>,
+        strip_sep_token: bool,
+    ) -> Result<Loaded, TokenizerError> {
+        // Their parser panics at a text that is no JSON.
+        let IgnoredAny = serde_json::from_str(json)?;
+        let mut inner =
+            Inner::from_bytes(json.as_bytes()).map_err(|e| TokenizerError::Rules(e.to_string()))?;
+        // Both follow from the model, not from the file.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| TokenizerError::Rules(e.to_string()))?;
+        let about = about.unwrap_or("{}");
+        let names: Value = serde_json::from_str(about)?;
+        let special = |key: &str| {
+            let name = names[key].as_str().or_else(|| names[key]["content"].as_str());
+            name.and_then(|name| inner.token_to_id(name))
+        };
+        let usual = || PAD_NAMES.iter().find_map(|name| inner.token_to_id(name));
+        let pad = special("pad_token").or_else(usual).unwrap_or(0);
+        let separator = || special("sep_token").or_else(|| inner.token_to_id("[SEP]"));
+        let stripped = if strip_sep_token { separator() } else { None };
+        Ok(Loaded { inner, json: json.to_owned(), about: about.to_owned(), pad, stripped })
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id that fills texts up.
+    pub(super) fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    pub(super) fn json(&self) -> &str {
+        &self.json
+    }
+
+    pub(super) fn config_json(&self) -> &str {
+        &self.about
+    }
+
+    /// The ids of a prepared text, cut to `limit`: special ones at its ends stay.
+    ///
+    /// The rules of a file can fail on a text (an unknown symbol without a token for it); such a text has no ids of
+    /// its own.
+    pub(super) fn encode(&self, text: &str, limit: usize) -> Tokens {
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let Ok(mut encoding) = self.inner.encode(text, false) else {
+            return Tokens { ids: Vec::new(), truncated: 0 };
+        };
+        let room = limit.saturating_sub(added);
+        let truncated = encoding.len().saturating_sub(room);
+        if truncated > 0 {
+            encoding.truncate(room, 0, TruncationDirection::Right);
+        }
+        let whole = self.inner.post_process(encoding, None, true);
+        let mut ids = whole.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        if let Some(separator) = self.stripped {
+            // As open_clip: zero, which is the padding there.
+            ids.iter_mut().filter(|id| **id == separator).for_each(|id| *id = 0);
+        }
+        ids.truncate(limit);
+        Tokens { ids, truncated }
+    }
+
+    pub(super) fn decode(&self, ids: &[u32]) -> String {
+        self.inner.decode(ids, false).unwrap_or_default()
+    }
+}
