@@ -61,6 +61,7 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         "templates": config.templates,
         "format": clip.origin().format,
         "dialect": clip.origin().dialect,
+        "recognised": clip.origin().recognised,
         "conventions": clip.origin().conventions,
         "assumptions": clip.origin().assumptions,
         "ignored": clip.origin().ignored,

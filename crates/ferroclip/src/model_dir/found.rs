@@ -14,11 +14,12 @@ use serde_json::Value;
 use super::layout::{ConfigFile, Layout, WeightsFile};
 use super::tokenizer::Conventions;
 use super::{hugging_face, tokenizer};
-use crate::checkpoint::{Checkpoint, TensorReader, infer};
+use crate::checkpoint::{Checkpoint, FileKind, TensorReader, infer};
 use crate::config::Config;
 use crate::error::Error;
 use crate::files::read_text;
 use crate::image::ImagePipeline;
+use crate::pretrained::{self, Pretrained};
 use crate::tokenizer::Tokenizer;
 
 /// Longest config that is read.
@@ -40,6 +41,8 @@ pub struct Origin {
     pub format: &'static str,
     /// Whose names the weights have.
     pub dialect: &'static str,
+    /// The public weights that the file is, by its checksum: `ViT-B-32:openai`.
+    pub recognised: Option<String>,
     /// How texts and pictures are prepared: as in `open_clip` or in `transformers`.
     pub conventions: &'static str,
     /// Fields that the files do not tell, with what was assumed and why.
@@ -53,6 +56,11 @@ pub struct Origin {
 /// # Errors
 /// When files are missing or damaged, or do not belong together.
 pub(crate) fn open(path: &Path) -> Result<Found, Error> {
+    open_known(path, pretrained::TABLE)
+}
+
+/// As [`open`], with this table of public weights.
+fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
     let layout = Layout::find(path)?;
     let checkpoint = match &layout.weights {
         WeightsFile::One(path) => Checkpoint::open(path)?,
@@ -64,7 +72,7 @@ pub(crate) fn open(path: &Path) -> Result<Found, Error> {
         conventions: "open_clip",
         ..Origin::default()
     };
-    let config = match &layout.config {
+    let mut config = match &layout.config {
         ConfigFile::OpenClip(path) => {
             let text = read_text(path, MAX_CONFIG_BYTES)?;
             origin.assumptions = left_open(&text);
@@ -76,6 +84,15 @@ pub(crate) fn open(path: &Path) -> Result<Found, Error> {
         }
         ConfigFile::None => inferred(&checkpoint, path, &mut origin)?,
     };
+    if let WeightsFile::One(path) = &layout.weights
+        && checkpoint.kind() != FileKind::Safetensors
+    {
+        let known = pretrained::recognise(path, &config.model, table);
+        let known = known.map_err(|source| Error::io("read", path, source))?;
+        if let Some(known) = known {
+            check_known(&known, &layout.config, &mut config, &mut origin)?;
+        }
+    }
     let conventions = match &layout.config {
         ConfigFile::HuggingFace(_) => Conventions::Transformers,
         _ => Conventions::OpenClip,
@@ -89,6 +106,39 @@ impl Found {
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, Error> {
         tokenizer::load(&self.folder, &self.config, self.conventions)
     }
+}
+
+/// A config file must say what is known of public weights; an inferred config is corrected.
+fn check_known(
+    known: &Pretrained<'_>,
+    file: &ConfigFile,
+    config: &mut Config,
+    origin: &mut Origin,
+) -> Result<(), Error> {
+    let (model, kind) = (&mut config.model, |quick: bool| if quick { "QuickGELU" } else { "GELU" });
+    match file {
+        ConfigFile::OpenClip(path) | ConfigFile::HuggingFace(path) => {
+            if model.quick_gelu != known.quick_gelu {
+                let reason = format!(
+                    "it asks for {}, but by their checksum the weights are `{}`, which have {}",
+                    kind(model.quick_gelu),
+                    known.name(),
+                    kind(known.quick_gelu)
+                );
+                return Err(Error::Config { origin: path.display().to_string(), reason });
+            }
+        }
+        ConfigFile::None => {
+            model.quick_gelu = known.quick_gelu;
+            let size = config.preprocess.size;
+            config.preprocess = ImagePipeline { size, ..known.pipeline.clone() };
+            origin
+                .assumptions
+                .retain(|line| !line.starts_with("`quick_gelu`") && !line.starts_with("the image"));
+        }
+    }
+    origin.recognised = Some(known.name());
+    Ok(())
 }
 
 /// The fields that a config of open_clip leaves out and that decide numbers most often.
@@ -134,4 +184,58 @@ fn inferred(checkpoint: &Checkpoint, path: &Path, origin: &mut Origin) -> Result
     let preprocess =
         ImagePipeline { size: model.vision_cfg.image_size.each(), ..Default::default() };
     Config::new(model, preprocess).map_err(no_model)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A model of the fixtures as if it were public weights.
+    #[test]
+    fn public_weights_are_recognised_and_may_not_be_contradicted() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/checkpoints");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.pt");
+        fs::copy(fixtures.join("openai-state-dict/model.pt"), &path).expect("copied");
+        let found = open(&path).expect("opened");
+        assert!(!found.config.model.quick_gelu && found.origin.recognised.is_none());
+        assert!(found.origin.assumptions.iter().any(|line| line.starts_with("`quick_gelu`")));
+
+        // Eight digits, as open_clip's releases have them.
+        let sha256 = &pretrained::sha256(&path).expect("read")[..8];
+        let line = [
+            "ViT-X",
+            "openai",
+            "",
+            "",
+            sha256,
+            "1",
+            "0.5,0.5,0.5",
+            "0.5,0.5,0.5",
+            "bilinear",
+            "squash",
+        ];
+        let table = line.join("\t");
+        let known = open_known(&path, &table).expect("opened");
+        assert!(known.config.model.quick_gelu);
+        assert_eq!(known.config.preprocess.mean, [0.5; 3]);
+        assert_eq!(known.origin.recognised.as_deref(), Some("ViT-X:openai"));
+        assert!(!known.origin.assumptions.iter().any(|line| line.starts_with("`quick_gelu`")));
+
+        let config_file = folder.path().join(super::super::CONFIG_FILE);
+        fs::write(&config_file, found.config.to_json()).expect("written");
+        assert!(open(&path).is_ok(), "nothing is known of it");
+        let error = open_known(&path, &table).err().expect("the config says GELU");
+        let shown = error.to_string();
+        assert!(
+            shown.contains("asks for GELU")
+                && shown.contains("`ViT-X:openai`, which have QuickGELU"),
+            "{shown}"
+        );
+        assert_eq!(error.kind(), "config");
+        fs::write(&config_file, known.config.to_json()).expect("written");
+        assert!(open_known(&path, &table).expect("right").config.model.quick_gelu);
+    }
 }
