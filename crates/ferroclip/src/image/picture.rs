@@ -136,13 +136,6 @@ impl Picture {
         }
     }
 
-    /// The picture in RGB, as PIL converts it: alpha is dropped.
-    #[must_use]
-    pub(super) fn as_rgb(&self) -> Picture {
-        let rgb = Picture::from_rgb8(self.width, self.height, self.to_rgb(&self.pixels));
-        rgb.with_orientation(self.orientation)
-    }
-
     /// Turns the picture upright as its EXIF data says. The references do not do this.
     #[must_use]
     pub fn apply_exif(self) -> Picture {
@@ -207,6 +200,27 @@ impl Picture {
         Picture {
             orientation: self.orientation,
             ..Picture::from_rgb8(self.width, self.height, self.to_rgb(&self.pixels))
+        }
+    }
+
+    /// The picture on a white ground, as PIL's `alpha_composite` puts it there.
+    pub(super) fn on_white(&self) -> Picture {
+        if !self.has_alpha() {
+            return self.without_alpha();
+        }
+        let rgba = self.to_rgba();
+        let pixels = rgba.pixels.chunks_exact(4).flat_map(|p| {
+            let alpha = u32::from(p[3]);
+            // Seven bits more than a sample has, and a division by 255 that rounds.
+            let blend = |v: u8| {
+                let sum = ((u32::from(v) * alpha + 255 * (255 - alpha)) << 7) + (0x80 << 7);
+                ((((sum >> 8) + sum) >> 8) >> 7) as u8
+            };
+            [blend(p[0]), blend(p[1]), blend(p[2])]
+        });
+        Picture {
+            orientation: self.orientation,
+            ..Picture::from_rgb8(self.width, self.height, pixels.collect())
         }
     }
 

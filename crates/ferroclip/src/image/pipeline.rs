@@ -59,7 +59,8 @@ pub enum Convention {
     /// which begins at the nearest even number where half a pixel is left over.
     #[default]
     OpenClip,
-    /// transformers: the picture becomes RGB first, and the crop begins at the smaller number.
+    /// transformers 5: the picture becomes RGB first, on a white ground where it has alpha, and the crop begins at the
+    /// smaller number.
     HuggingFace,
 }
 
@@ -264,7 +265,9 @@ impl ImagePipeline {
             false => Cow::Borrowed(picture),
         };
         let picture = match self.convention {
-            Convention::HuggingFace if picture.mode() != Mode::Rgb => Cow::Owned(picture.as_rgb()),
+            Convention::HuggingFace if picture.mode() != Mode::Rgb || picture.has_alpha() => {
+                Cow::Owned(picture.on_white())
+            }
             _ => picture,
         };
         let [height, width] = self.size;

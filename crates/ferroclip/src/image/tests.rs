@@ -361,3 +361,28 @@ mod bad_files {
         rounds.ok().and_then(|n| n.parse().ok()).unwrap_or(30)
     }
 }
+
+/// `fixtures/checkpoints/pictures.py`: RGB before the resize, and the smaller one of two middle pixels.
+#[test]
+fn the_convention_of_transformers_gives_its_bytes() {
+    #[derive(Deserialize)]
+    struct Case {
+        file: String,
+        size: usize,
+        resize_mode: ResizeMode,
+        rgb: String,
+    }
+    let text = std::fs::read_to_string(fixtures().join("../checkpoints/pictures.json")).unwrap();
+    let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
+    assert!(cases.len() > 20);
+    let mut differ = 0;
+    for Case { file, size, resize_mode, rgb } in cases {
+        let ours = ImagePipeline { size: [size; 2], resize_mode, ..ImagePipeline::default() };
+        let theirs = ImagePipeline { convention: Convention::HuggingFace, ..ours.clone() };
+        let picture = open(&file);
+        let hex = |pixels: &[u8]| pixels.iter().map(|v| format!("{v:02x}")).collect::<String>();
+        assert_eq!(hex(&theirs.rgb8(&picture).pixels), rgb, "{file}, {size}, {resize_mode:?}");
+        differ += usize::from(hex(&ours.rgb8(&picture).pixels) != rgb);
+    }
+    assert!(differ > 5, "the conventions give other bytes in {differ} cases");
+}
