@@ -86,6 +86,7 @@ impl Error {
             }
             io::ErrorKind::PermissionDenied => Some("check the permissions of the path"),
             io::ErrorKind::IsADirectory => Some("give a file, not a directory"),
+            io::ErrorKind::AlreadyExists => Some("give a path that does not exist yet"),
             _ => None,
         };
         let room = ferroclip::make_room(error);

@@ -24,7 +24,7 @@ pub enum Activation {
 }
 
 /// 2 sqrt(2 / pi).
-const TANH_SCALE: f32 = 1.595_769_1;
+const TANH_SCALE: f32 = 1.595_769_2;
 const TANH_CUBE: f32 = 0.044_715;
 
 #[inline(always)]

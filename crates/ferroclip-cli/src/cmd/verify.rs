@@ -33,30 +33,32 @@ pub(crate) fn run(args: &VerifyArgs, common: &Common) -> Result<Done> {
         None => Value::Null,
     };
     let all = [("image", found.image), ("text", found.text)];
-    match common.json {
-        true => output::print_json(&json!({
+    let fails = |difference: &VerifiedDifference| {
+        difference.largest > args.limit || difference.largest.is_nan()
+    };
+    let failed = all.iter().find_map(|(tower, d)| Some((tower, (*d).filter(fails)?)));
+    if !common.json {
+        for (tower, difference) in all.iter().filter_map(|(tower, d)| Some((tower, (*d)?))) {
+            let VerifiedDifference { n, largest } = difference;
+            output::print(&format!(
+                "{tower}: {n} unit embeddings, largest difference {largest:.1e}\n"
+            ))?;
+        }
+    }
+    if let Some((tower, VerifiedDifference { largest, .. })) = failed {
+        let message = format!(
+            "the embeddings of the {tower} tower differ by up to {largest:.1e}, limit {:.1e}",
+            args.limit
+        );
+        return Err(Error::input(message).hint(
+            "check that model and reference are of the same weights; `inspect` shows what was assumed about the model",
+        ));
+    }
+    if common.json {
+        output::print_json(&json!({
             "model": args.model.model, "against": args.against, "limit": args.limit,
             "image": of(found.image), "text": of(found.text),
-        }))?,
-        false => {
-            for (tower, difference) in all.iter().filter_map(|(tower, d)| Some((tower, (*d)?))) {
-                let VerifiedDifference { n, largest } = difference;
-                output::print(&format!(
-                    "{tower}: {n} unit embeddings, largest difference {largest:.1e}\n"
-                ))?;
-            }
-        }
+        }))?;
     }
-    // Not `>`: a NaN does not pass.
-    let passes = |difference: VerifiedDifference| difference.largest <= args.limit;
-    match all.iter().find(|(_, difference)| difference.is_some_and(|d| !passes(d))) {
-        Some((tower, _)) => {
-            let message =
-                format!("the embeddings of the {tower} tower differ by more than {}", args.limit);
-            Err(Error::input(message).hint(
-                "check that model and reference are of the same weights; `inspect` shows what was assumed about the model",
-            ))
-        }
-        None => Ok(Done::All),
-    }
+    Ok(Done::All)
 }

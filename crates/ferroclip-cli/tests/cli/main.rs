@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test panics, and prints figures")]
 
 mod bad_input;
+mod checkpoints;
 mod commands;
 mod common;
 #[cfg(target_os = "linux")]

@@ -208,7 +208,9 @@ impl Machine<'_> {
             b'N' => self.push(Value::Nothing)?,
             0x88 => self.push(Value::Bool(true))?,
             0x89 => self.push(Value::Bool(false))?,
-            b'0' => drop(self.pop()?),
+            b'0' => {
+                self.pop()?;
+            }
             op @ (b'K' | b'M' | b'J' | 0x8a) => self.integer(op)?,
             b'G' => {
                 self.input.take(8)?;
@@ -220,12 +222,12 @@ impl Machine<'_> {
             b'}' => self.make(Node::Dict(Vec::new()))?,
             op @ (b't' | b'l' | b'd') => self.collect(op)?,
             op @ 0x85..=0x87 => {
-                let from = self.from_top(usize::from(op - 0x84))?;
+                let from = self.upper(usize::from(op - 0x84))?;
                 let items = self.stack.split_off(from);
                 self.make(Node::Tuple(items))?;
             }
             b'a' => {
-                let from = self.from_top(1)?;
+                let from = self.upper(1)?;
                 self.append(from)?;
             }
             b'e' => {
@@ -233,7 +235,7 @@ impl Machine<'_> {
                 self.append(from)?;
             }
             b's' => {
-                let from = self.from_top(2)?;
+                let from = self.upper(2)?;
                 self.set(from)?;
             }
             b'u' => {
@@ -282,7 +284,7 @@ impl Machine<'_> {
     }
 
     /// Where the uppermost `n` values begin.
-    fn from_top(&self, n: usize) -> Result<usize, String> {
+    fn upper(&self, n: usize) -> Result<usize, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let from = self.stack.len().checked_sub(n).filter(|&from| from >= floor);
         from.ok_or_else(|| "the pickle takes a value that is not there".to_owned())

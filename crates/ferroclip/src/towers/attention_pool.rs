@@ -41,7 +41,8 @@ impl AttentionPool {
         let (weight, bias) = (tensor2("attn.in_proj_weight"), tensor1("attn.in_proj_bias"));
         let [rows, width] = weight.dims();
         let part = |from: usize, to: usize| {
-            linear(weight.clone().slice([from..to]), bias.clone().slice([from..to]))
+            let n = to - from;
+            linear(weight.clone().narrow(0, from, n), bias.clone().narrow(0, from, n))
         };
         AttentionPool {
             probe: tensor1("probe"),
