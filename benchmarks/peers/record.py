@@ -22,6 +22,8 @@ import results
 
 RECORDS = ROOT / "benchmarks/records"
 SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+# Bars beside the ratio: per cent of the multiply-adds (line A), seconds (K), MB (L); records hold MiB.
+SHARE, SECONDS, INT8_MB, MIB = 83, 0.6, 300, 1.048576
 HEADER = ["| line | work | peer at its best setting | ferroclip, a second | peer, a second | ratio (quartiles) | must |",
           "|---|---|---|---|---|---|---|"]
 
@@ -83,10 +85,30 @@ def rows(name: str, case: dict) -> list:
         return [f"| {line} | {title} | - | {parts} | - | time per pair over that of batch 64, measured before and after: {ratios}{cold} | {case['must']:g}; 8 GB |"]
     out = []
     for peer, found in case["peers"].items():
-        note = "" if found.get("counts", True) else f"; does not count: cosine {found['cosine']:.4f}"
+        note = verdict(line, case, found) + (f"; {case['note']}" if "note" in case else "")
         ours, theirs = (1 / found[f"{side}_s"][1] if f"{side}_s" in found else found[side][1] for side in ("ours", "theirs"))
         out.append(f"| {line} | {title} | {peer}, {found['setting']} | {ours:.2f} | {theirs:.2f} | {spread(found['ratio'])}{note} | {case['must']:g} |")
     return out
+
+
+def verdict(line: str, case: dict, found: dict) -> str:
+    """What the figures say of their bars."""
+    if not found.get("counts", True):
+        return f"; does not count: cosine {found['cosine']:.4f}"
+    notes = [f"{case['run']['pairs']} pairs"]
+    in_time = line in ("K", "L") and found["ours_s"][1] <= SECONDS
+    if found["ratio"][1] < case["must"] and not in_time:
+        notes.append("**missed**")
+    if case.get("bar") is not None and case.get("cosine") is not None and case["cosine"] < case["bar"]:
+        notes.append(f"**missed**: cosine {case['cosine']:.6f}")
+    if line == "A":
+        percent = share_percent(case, found)
+        notes.append(f"{percent:.0f} % of the multiply-adds, must {SHARE}" + ("" if percent >= SHARE else ": **missed**"))
+    if line in ("K", "L"):
+        notes.append(f"{found['ours_s'][1]:.2f} s, must a tenth of the peer's or {SECONDS}; peak {found['ours_mb'][1] * MIB:.0f} MB of {found['weights_mb'] * MIB:.0f} MB of weights")
+    if line == "L" and found["ours_mb"][1] * MIB > INT8_MB:
+        notes.append(f"**missed**: {INT8_MB} MB")
+    return "; " + "; ".join(notes)
 
 
 def table(record: dict) -> list:
@@ -106,15 +128,19 @@ def details(name: str, case: dict) -> list:
         if "fma" in found:
             out.append(f"  - beside {peer}: multiply-adds {found['fma'][1]:.0f} GFLOP/s" + share(case, found))
         if "ours_mb" in found:
-            out.append(f"  - peak memory: ferroclip {found['ours_mb'][1]:.0f} MB, peer {found['theirs_mb'][1]:.0f} MB, weights {found['weights_mb']:.0f} MB;"
+            out.append(f"  - peak memory: ferroclip {found['ours_mb'][1]:.0f} MiB, peer {found['theirs_mb'][1]:.0f} MiB, weights {found['weights_mb']:.0f} MiB;"
                        f" {found['ours_s'][1]:.2f} s against {found['theirs_s'][1]:.2f} s")
     return out
+
+
+def share_percent(case: dict, found: dict) -> float:
+    return 100 * found["ours"][1] * case["gflop"] / found["fma"][1]
 
 
 def share(case: dict, found: dict) -> str:
     if not case.get("gflop"):
         return ""
-    return f"; ferroclip reaches {100 * found['ours'][1] * case['gflop'] / found['fma'][1]:.1f} % of them over {case['gflop']:.2f} GFLOP a picture"
+    return f"; ferroclip reaches {share_percent(case, found):.1f} % of them over {case['gflop']:.2f} GFLOP a picture"
 
 
 def page(path: Path) -> str:

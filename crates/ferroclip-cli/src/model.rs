@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ferroclip::{Clip, ImageEncoder, ModelFiles, Precision, TextEncoder};
+use ferroclip_kernels::Isa;
 
 use crate::error::{Error, Result};
 
@@ -67,6 +68,14 @@ impl ComputeArgs {
         if self.device != "cpu" {
             return Err(Error::usage(format!("this build has no device `{}`", self.device))
                 .hint("use `--device cpu`; GPU devices are to come as cargo features"));
+        }
+        if let Some(name) = Isa::unknown_name() {
+            let sets: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+            let message = format!(
+                "`FERROCLIP_ISA` is `{name}`, which is no instruction set of this processor"
+            );
+            return Err(Error::usage(message)
+                .hint(format!("set it to one of {}, or unset it", sets.join(", "))));
         }
         if !(1..=1024).contains(&self.n_threads()) {
             return Err(Error::usage("`--threads` is out of range").hint("give 1 to 1024"));

@@ -67,6 +67,13 @@ impl Isa {
         })
     }
 
+    /// The name that `FERROCLIP_ISA` holds, if it is none of this processor's sets: it forces nothing then.
+    pub fn unknown_name() -> Option<String> {
+        let wanted = std::env::var_os("FERROCLIP_ISA")?.to_string_lossy().into_owned();
+        let is_known = |isa: &Isa| isa.name() == wanted;
+        (!wanted.is_empty() && !Isa::available().iter().any(is_known)).then_some(wanted)
+    }
+
     /// The highest of these sets, but for one whose products of bf16 are slower than those of f32.
     fn fastest(available: &[Isa], slow_pairs: bool) -> Isa {
         match available {

@@ -70,7 +70,13 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     check(args)?;
     // A training step has weights of its own, and multiply-adds need none.
     let embeds = args.what.iter().any(|what| matches!(what, What::Image | What::Text));
-    let clip = if embeds { Some(args.model.open()?) } else { None };
+    let clip = match embeds {
+        true => Some(args.model.open()?),
+        false => {
+            args.model.compute.set_up()?;
+            None
+        }
+    };
     if args.paced {
         paced::run(&mut rounds(args.what[0], clip.as_ref(), args)?)?;
         return Ok(Done::All);

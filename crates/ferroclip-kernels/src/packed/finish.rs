@@ -53,7 +53,10 @@ fn in_place_body<M: MulAdd>(finish: Finish, sums: &mut [f32], nr: usize, bias: O
 
 #[inline(always)]
 fn activate<M: MulAdd>(kind: Activation, sums: &mut [f32]) {
-    sums.iter_mut().for_each(|sum| *sum = activated::<M>(kind, *sum));
+    // A loop and no closure: one that is not inlined would be compiled without the instruction set.
+    for sum in sums {
+        *sum = activated::<M>(kind, *sum);
+    }
 }
 
 /// `out = become(out, sum + bias)`, in runs of a fixed length where the panel is whole.

@@ -17,7 +17,7 @@ const HF_WEIGHTS: [&str; 2] = [hugging_face::WEIGHTS_FILE, "pytorch_model.bin"];
 /// What stands behind the name of the list of files that weights were cut into.
 const INDEX: &str = ".index.json";
 /// Longest list of files, and most files.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 4 << 20;
 const MAX_SHARDS: usize = 1024;
 
 /// Where the config of a model is.

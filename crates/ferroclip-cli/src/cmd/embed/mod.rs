@@ -41,7 +41,8 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
         output::note(common, &text);
     }
     if args.rows_per_file == Some(0) || args.batch == 0 {
-        return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0"));
+        return Err(Error::usage("`--rows-per-file` and `--batch` must be above 0")
+            .hint("leave them out for the defaults"));
     }
     let parts = parts(args, common)?;
     let has_images = parts.iter().any(Rows::has_images);
