@@ -221,6 +221,12 @@ pub(crate) use dispatch;
 mod tests {
     use super::*;
 
+    /// A misspelt name would let tests pass on another set than the one they are run for.
+    #[test]
+    fn a_forced_set_is_known() {
+        assert_eq!(Isa::unknown_name(), None);
+    }
+
     #[test]
     fn slow_products_of_bf16_are_passed_over() {
         let sets = [Dots::None, Dots::Vnni, Dots::VnniBf16, Dots::Amx];
