@@ -12,7 +12,7 @@
 use std::path::{Path, PathBuf};
 
 use ferroclip::image::{Augment, DecodeLimits};
-use ferroclip::{FloatFormat, ModelConfig, Precision, TextPool};
+use ferroclip::{FloatFormat, ModelConfig, Precision};
 use ferroclip_data::{Filter, Source};
 use serde::{Deserialize, Serialize};
 use toml::Value;
@@ -342,7 +342,7 @@ impl TrainConfig {
 
     /// Checks what only the model's config can tell.
     pub(crate) fn validate_for(&self, model: &ModelConfig) -> Result<(), String> {
-        if model.init_logit_bias.is_some() || model.text_cfg.pool_type == TextPool::Last {
+        if model.init_logit_bias.is_some() || model.text_cfg.reads_padding() {
             return Err(
                 "`model.config`: models with a `logit_bias` or a text tower that reads padding \
                         (SigLIP, CLIPA) can be used, but not trained yet"

@@ -8,7 +8,7 @@ use ferroclip_ops::Precision;
 
 use crate::builtin;
 use crate::checkpoint::TensorReader;
-use crate::config::{Config, TextPool};
+use crate::config::Config;
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
@@ -111,7 +111,7 @@ impl TextEncoder {
     /// The ids as the tower reads them: up to the context length where it reads padding.
     fn filled(&self, mut ids: Vec<u32>) -> Vec<u32> {
         let text = &self.config.model.text_cfg;
-        if text.pool_type == TextPool::Last {
+        if text.reads_padding() {
             ids.resize(text.context_length, self.tokenizer.pad_id());
         }
         ids
@@ -163,12 +163,7 @@ impl TextEncoder {
 /// Refuses the tokenizer of another model.
 fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<(), Error> {
     let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
-    // Tables of other vocabularies are often rounded up; ids of OpenAI's scheme end with the vocabulary.
-    let fits = match tokenizer.start_and_end() {
-        Some(_) => expected == found,
-        None => found <= expected,
-    };
-    match fits {
+    match tokenizer.fits(expected) {
         true => Ok(()),
         false => Err(Error::Vocabulary { expected, found }),
     }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::files::read_bytes;
 use crate::model_dir;
 use crate::param::elements;
-use crate::towers::{ImageTower, TextTower};
+use crate::towers::{ImageTower, Source, TextTower};
 
 /// The file of a reference in its directory.
 const FILE: &str = "inputs_outputs.safetensors";
@@ -59,31 +59,27 @@ pub fn verify(model: &Path, reference: &Path, precision: Precision) -> Result<Ag
     let reference = Reference::new(&bytes, path)?;
     let mut found = model_dir::open(model)?;
     let config = found.config.clone();
-    let image = match reference.pair("images", "image_unit")? {
+    let model = &config.model;
+    let image = match reference.expected("images", "image_unit")? {
         None => None,
-        Some((images, expected)) => {
-            let images = reference.images(&images, &config)?;
-            let build =
-                |source: &dyn crate::towers::Source| ImageTower::build(&config.model, source);
-            let tower = found.tensors.build(&config.model, precision, build)?;
-            let length = config.model.vision_cfg.image_len();
+        Some(expected) => {
+            let images = reference.images(&config)?;
+            let build = |source: &dyn Source| ImageTower::build(model, source);
+            let tower = found.tensors.build(model, precision, build)?;
+            let length = model.vision_cfg.image_len();
             let forward = |pixels: &[f32]| tower.forward(pixels, pixels.len() / length);
-            Some(reference.compare(
-                images.chunks(BATCH * length).map(forward),
-                &expected,
-                &config,
-            )?)
+            let batches = images.chunks(BATCH * length).map(forward);
+            Some(reference.compare(batches, &expected, &config)?)
         }
     };
-    let text = match reference.pair("ids", "text_unit")? {
+    let text = match reference.expected("ids", "text_unit")? {
         None => None,
-        Some((ids, expected)) => {
-            let ids = reference.ids(&ids, &config)?;
-            let build =
-                |source: &dyn crate::towers::Source| TextTower::build(&config.model, source);
-            let tower = found.tensors.build(&config.model, precision, build)?;
-            let forward = |ids: &[Vec<u32>]| tower.forward(ids);
-            Some(reference.compare(ids.chunks(BATCH).map(forward), &expected, &config)?)
+        Some(expected) => {
+            let ids = reference.ids(&config)?;
+            let build = |source: &dyn Source| TextTower::build(model, source);
+            let tower = found.tensors.build(model, precision, build)?;
+            let batches = ids.chunks(BATCH).map(|ids| tower.forward(ids));
+            Some(reference.compare(batches, &expected, &config)?)
         }
     };
     match image.is_none() && text.is_none() {
@@ -101,11 +97,6 @@ struct Reference<'a> {
 /// Shape and elements.
 type Numbers<T> = (Vec<usize>, Vec<T>);
 
-/// Inputs, or outputs.
-struct Field {
-    name: &'static str,
-}
-
 impl<'a> Reference<'a> {
     fn new(bytes: &'a [u8], path: PathBuf) -> Result<Reference<'a>, Error> {
         let bad = |e: safetensors::SafeTensorError| Error::Reference {
@@ -120,18 +111,11 @@ impl<'a> Reference<'a> {
         Error::Reference { origin: self.path.display().to_string(), reason }
     }
 
-    /// Inputs with outputs, where there are both.
-    fn pair(
-        &self,
-        inputs: &'static str,
-        outputs: &'static str,
-    ) -> Result<Option<(Field, Numbers<f32>)>, Error> {
+    /// The outputs, where there are inputs for them.
+    fn expected(&self, inputs: &str, outputs: &str) -> Result<Option<Numbers<f32>>, Error> {
         let has = |name: &str| self.tensors.tensor(name).is_ok();
         match has(inputs) && has(outputs) {
-            true => Ok(Some((
-                Field { name: inputs },
-                self.numbers(outputs, Dtype::F32, f32::from_le_bytes)?,
-            ))),
+            true => self.numbers(outputs, Dtype::F32, f32::from_le_bytes).map(Some),
             false => Ok(None),
         }
     }
@@ -150,8 +134,8 @@ impl<'a> Reference<'a> {
         Ok((view.shape().to_vec(), elements.collect()))
     }
 
-    fn images(&self, field: &Field, config: &Config) -> Result<Vec<f32>, Error> {
-        let (shape, images) = self.numbers(field.name, Dtype::F32, f32::from_le_bytes)?;
+    fn images(&self, config: &Config) -> Result<Vec<f32>, Error> {
+        let (shape, images) = self.numbers("images", Dtype::F32, f32::from_le_bytes)?;
         let [height, width] = config.model.vision_cfg.image_size.each();
         match shape.as_slice() {
             [_, 3, h, w] if [*h, *w] == [height, width] => Ok(images),
@@ -161,14 +145,15 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn ids(&self, field: &Field, config: &Config) -> Result<Vec<Vec<u32>>, Error> {
-        let (shape, ids) = self.numbers(field.name, Dtype::I64, i64::from_le_bytes)?;
+    fn ids(&self, config: &Config) -> Result<Vec<Vec<u32>>, Error> {
+        let (shape, ids) = self.numbers("ids", Dtype::I64, i64::from_le_bytes)?;
         let text = &config.model.text_cfg;
+        let least = if text.reads_padding() { text.context_length } else { 1 };
         let length = match shape.as_slice() {
-            [_, length] if (1..=text.context_length).contains(length) => *length,
+            [_, length] if (least..=text.context_length).contains(length) => *length,
             _ => {
                 return Err(self.bad(format!(
-                    "`ids` has the shape {shape:?}, the text tower reads up to {} ids a text",
+                    "`ids` has the shape {shape:?}, the text tower reads {least} to {} ids a text",
                     text.context_length
                 )));
             }

@@ -62,6 +62,13 @@ impl Place {
     }
 }
 
+/// The columns of a matrix as rows.
+pub(super) fn transposed(data: &[f32], columns: usize) -> Vec<f32> {
+    let rows = data.len() / columns.max(1);
+    let column = |j: usize| (0..rows).map(move |i| i * columns + j);
+    (0..columns).flat_map(column).map(|place| data[place]).collect()
+}
+
 /// What stands before the numbers of blocks.
 const TEXT_BLOCKS: &str = "transformer.resblocks.";
 const IMAGE_BLOCKS: &str = "visual.transformer.resblocks.";
@@ -289,7 +296,7 @@ mod tests {
                     }
                 }
                 let found = Dialect::of(names.iter().map(String::as_str));
-                assert!(found == dialect || preset == "RN50", "{found:?}");
+                assert_eq!(found, dialect, "{preset}");
             }
         }
     }

@@ -15,7 +15,7 @@ use safetensors::Dtype;
 
 use super::cursor::Cursor;
 
-/// Nodes of a pickle; the checkpoint of the largest models with the state of their optimiser has some 50,000.
+/// Nodes of a pickle. A tensor takes about seven, so this is far beyond any model with the state of its optimiser.
 pub(super) const MAX_NODES: usize = 1 << 20;
 /// Values that are put on the stack.
 const MAX_VALUES: usize = 1 << 22;

@@ -1,12 +1,13 @@
 //! The tensors of a model, by the names of this library, wherever a file keeps them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ferroclip_ops::Precision;
 use safetensors::Dtype;
 
-use super::dialect::{Dialect, Place};
+use super::dialect::{Dialect, Place, transposed};
 use super::stored::{Stored, TensorFile};
 use super::write::Outgoing;
 use super::{FileKind, is_bookkeeping};
@@ -33,13 +34,12 @@ impl Checkpoint {
     }
 
     /// Opens the files that one set of weights was cut into; errors call them all `index`.
-    pub(crate) fn open_shards(
-        paths: &[std::path::PathBuf],
-        index: &Path,
-    ) -> Result<Checkpoint, Error> {
+    pub(crate) fn open_shards(paths: &[PathBuf], index: &Path) -> Result<Checkpoint, Error> {
         let files: Result<Vec<_>, Error> =
-            paths.iter().map(|path| Ok(TensorFile::open(path)?.0)).collect();
-        Checkpoint::new(files?, index.display().to_string(), FileKind::Safetensors)
+            paths.iter().map(|path| TensorFile::open(path)).collect();
+        let (files, kinds): (Vec<_>, Vec<_>) = files?.into_iter().unzip();
+        let kind = kinds.first().copied().unwrap_or(FileKind::Safetensors);
+        Checkpoint::new(files, index.display().to_string(), kind)
     }
 
     /// The tensors in the bytes of a file that errors call `origin`.
@@ -62,6 +62,11 @@ impl Checkpoint {
                     return Err(file.bad(format!("`{name}` is in another file, too")));
                 }
             }
+        }
+        let bytes = |file: &TensorFile| file.tensors.values().map(Stored::bytes).sum::<u64>();
+        if let Some(file) = files.iter().find(|file| bytes(file) > file.len) {
+            let reason = "its tensors share bytes: together they are larger than it";
+            return Err(file.bad(reason.to_owned()));
         }
         let dialect = Dialect::of(tensors.keys().map(String::as_str));
         Ok(Checkpoint { files, origin, tensors, dialect, kind })
@@ -93,13 +98,6 @@ impl Checkpoint {
         let differences = differences(&parts.collect(), self.shapes().into_iter());
         if !differences.is_empty() {
             return Err(Error::Mismatch { origin: self.origin, differences });
-        }
-        let bytes =
-            |file: &TensorFile| file.tensors.values().map(|stored| stored.bytes()).sum::<u64>();
-        if let Some(file) = self.files.iter().find(|file| bytes(file) > file.len) {
-            return Err(
-                file.bad("its tensors share bytes: together they are larger than it".into())
-            );
         }
         Ok(TensorReader { checkpoint: self, shapes, places })
     }
@@ -153,10 +151,7 @@ impl TensorReader {
         for (part, _) in &place.parts {
             self.checkpoint.part(name, part, &mut |piece| data.extend_from_slice(piece))?;
         }
-        let columns = self.shapes[name][0];
-        let rows = data.len() / columns.max(1);
-        let transposed = |i: usize| (0..rows).map(|j| data[j * columns + i]).collect::<Vec<f32>>();
-        (0..columns).for_each(|i| each(&transposed(i)));
+        each(&transposed(&data, self.shapes[name][0]));
         Ok(())
     }
 
@@ -171,7 +166,7 @@ impl TensorReader {
         let dtypes: BTreeMap<String, Dtype> =
             self.shapes.keys().map(|name| (name.clone(), dtype(name))).collect();
         let places = dialect.places(&self.shapes);
-        Outgoing::new(places, |name| dtypes[name], |name| self.read(name))
+        Outgoing::new(places, |name| dtypes[name], |name| self.read(name).map(Cow::Owned))
     }
 
     /// All tensors.

@@ -16,7 +16,7 @@ use super::pickle::{Node, Pickle, Value, size};
 use super::stored::{Bytes, Stored};
 use super::zip::{Archive, Entry};
 
-/// Longest pickle that is read; those of the largest models with the state of their optimiser take about 1 MB.
+/// Longest pickle that is read: names and places of tensors, never their elements.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
 /// Most modules inside each other; a transformer has five.
 const MAX_DEPTH: usize = 64;
@@ -75,7 +75,7 @@ fn check_byte_order(source: &mut dyn Bytes, archive: &Archive) -> Result<(), Str
     }
 }
 
-/// Names and tensors, in the order of the pickle.
+/// The tensors of a pickle by name.
 struct Found {
     tensors: BTreeMap<String, Value>,
 }
@@ -196,10 +196,11 @@ fn span(shape: &[usize], strides: &[usize]) -> Option<usize> {
 
 /// Whether elements lie row behind row. The stride of a single index does not matter.
 fn follows(shape: &[usize], strides: &[usize]) -> bool {
-    let mut expected = 1;
+    let mut expected = 1usize;
     shape.iter().zip(strides).rev().all(|(&n, &stride)| {
         let fits = n <= 1 || stride == expected;
-        expected *= n.max(1);
+        // An empty tensor may have sides of any length.
+        expected = expected.saturating_mul(n.max(1));
         fits
     })
 }

@@ -3,6 +3,7 @@
 //! Tensors are read one by one, put into the layout of the dialect and written, so that no more than one of them lies in
 //! memory.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -15,7 +16,7 @@ use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 use super::FloatFormat;
-use super::dialect::{Dialect, Place};
+use super::dialect::{Dialect, Place, transposed};
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::files::write_atomically;
@@ -57,14 +58,14 @@ pub(crate) struct Outgoing<'a> {
     read: Box<Read<'a>>,
 }
 
-type Read<'a> = dyn FnMut(&str) -> Result<WeightTensor, Error> + 'a;
+type Read<'a> = dyn FnMut(&str) -> Result<Cow<'a, WeightTensor>, Error> + 'a;
 
 impl<'a> Outgoing<'a> {
     /// Tensors that a file keeps in these places, stored in the format that `dtype` gives for each.
     pub(crate) fn new(
         places: BTreeMap<String, Place>,
         dtype: impl Fn(&str) -> Dtype,
-        read: impl FnMut(&str) -> Result<WeightTensor, Error> + 'a,
+        read: impl FnMut(&str) -> Result<Cow<'a, WeightTensor>, Error> + 'a,
     ) -> Outgoing<'a> {
         let items = places.into_iter().map(|(name, place)| {
             let dtype = dtype(&name);
@@ -86,11 +87,12 @@ impl<'a> Outgoing<'a> {
     ) -> Result<(), Failed> {
         for item in &self.items {
             let tensor = (self.read)(&item.name).map_err(|e| Failed::Reading(Box::new(e)))?;
+            let columns = tensor.shape.last().copied().unwrap_or(1);
             let data = match item.transposed {
-                true => transposed(&tensor),
-                false => tensor.data,
+                true => Cow::Owned(transposed(&tensor.data, columns)),
+                false => Cow::Borrowed(tensor.data.as_slice()),
             };
-            let mut rest = data.as_slice();
+            let mut rest = &data[..];
             for part in &item.parts {
                 let (mine, behind) = rest.split_at(part.elements());
                 each(part, mine).map_err(Failed::Writing)?;
@@ -189,13 +191,6 @@ fn saved(
     }
 }
 
-fn transposed(tensor: &WeightTensor) -> Vec<f32> {
-    let columns = tensor.shape.last().copied().unwrap_or(1);
-    let rows = tensor.data.len() / columns.max(1);
-    let column = |j: usize| (0..rows).map(move |i| (i, j));
-    (0..columns).flat_map(column).map(|(i, j)| tensor.data[i * columns + j]).collect()
-}
-
 fn write_elements(out: &mut impl Write, data: &[f32], dtype: Dtype) -> io::Result<()> {
     let mut bytes = Vec::with_capacity(4 * CHUNK);
     for chunk in data.chunks(CHUNK) {
@@ -292,7 +287,7 @@ impl Weights {
     }
 
     fn outgoing(&self, places: BTreeMap<String, Place>, format: FloatFormat) -> Outgoing<'_> {
-        let read = |name: &str| Ok(self.get(name).cloned().expect("one of these weights"));
+        let read = |name: &str| Ok(Cow::Borrowed(self.get(name).expect("one of these weights")));
         Outgoing::new(places, |_| format.dtype(), read)
     }
 }

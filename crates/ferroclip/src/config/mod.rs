@@ -729,6 +729,11 @@ impl VisionConfig {
 }
 
 impl TextConfig {
+    /// Whether padding reaches the pooled row, so that texts have to be filled up to the context length.
+    pub fn reads_padding(&self) -> bool {
+        self.no_causal_mask || self.pool_type == TextPool::Last
+    }
+
     /// Hidden channels of the MLP.
     pub fn mlp_width(&self) -> usize {
         (self.width as f64 * self.mlp_ratio) as usize

@@ -84,8 +84,15 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
         }
         ConfigFile::None => inferred(&checkpoint, path, &mut origin)?,
     };
+    // No safetensors file was published with a checksum, and an archive alone is one of OpenAI's: reading all of it
+    // would decide nothing.
+    let is_settled = match checkpoint.kind() {
+        FileKind::Safetensors => true,
+        FileKind::TorchScript => layout.config == ConfigFile::None,
+        FileKind::Torch => false,
+    };
     if let WeightsFile::One(path) = &layout.weights
-        && checkpoint.kind() != FileKind::Safetensors
+        && !is_settled
     {
         let known = pretrained::recognise(path, &config.model, table);
         let known = known.map_err(|source| Error::io("read", path, source))?;

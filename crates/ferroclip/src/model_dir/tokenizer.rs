@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::config::{Cleaning, Config, TextPool, TokenizerConfig};
 use crate::error::Error;
@@ -43,8 +45,8 @@ fn of_open_clip(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
     }
     let path = folder.join(TOKENIZER_FILE);
     let json = read_text(&path, MAX_TOKENIZER_BYTES)?;
-    if let Ok(ours) = Tokenizer::from_hf_json(&json) {
-        return Ok(ours);
+    if Tokenizer::wrote(&json) {
+        return named(&path, Tokenizer::from_hf_json(&json));
     }
     let TokenizerConfig { clean, strip_sep_token } =
         text.tokenizer_kwargs.clone().unwrap_or_default();
@@ -63,8 +65,10 @@ fn of_transformers(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
     if config.model.text_cfg.pool_type == TextPool::Last {
         let json = read_text(&whole, MAX_TOKENIZER_BYTES)?;
         let about = about(folder)?;
-        let is_siglip = about.as_ref().is_some_and(|about| about.contains(SIGLIP_CLASS));
-        let normalization = match is_siglip {
+        let class: Value =
+            serde_json::from_str(about.as_deref().unwrap_or("{}")).unwrap_or_default();
+        let class = class["tokenizer_class"].as_str().unwrap_or_default();
+        let normalization = match class.starts_with(SIGLIP_CLASS) {
             true => Normalization::HuggingFaceCanonical,
             false => Normalization::None,
         };

@@ -56,6 +56,11 @@ impl Tokenizer {
         format!("{config:#}\n")
     }
 
+    /// Whether a `tokenizer.json` is one that [`Tokenizer::to_hf_json`] wrote, by a name that no other has.
+    pub(crate) fn wrote(json: &str) -> bool {
+        json.contains(PAD_TEXT)
+    }
+
     /// Reads a `tokenizer.json` that [`Tokenizer::to_hf_json`] wrote.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::utils::truncation::TruncationDirection;
-use tokenizers::{PostProcessor, Tokenizer as Inner};
+use tokenizers::{Encoding, PostProcessor, Tokenizer as Inner};
 
 use super::{TokenizerError, Tokens};
 
@@ -19,6 +19,8 @@ pub(super) struct Loaded {
     /// `tokenizer_config.json`.
     about: String,
     pad: u32,
+    /// One more than the largest id.
+    vocab_size: usize,
     /// The separator, where it is to become padding (CLIPA's).
     stripped: Option<u32>,
 }
@@ -47,11 +49,15 @@ impl Loaded {
         let pad = special("pad_token").or_else(usual).unwrap_or(0);
         let separator = || special("sep_token").or_else(|| inner.token_to_id("[SEP]"));
         let stripped = if strip_sep_token { separator() } else { None };
-        Ok(Loaded { inner, json: json.to_owned(), about: about.to_owned(), pad, stripped })
+        // Not their number: ids may have gaps.
+        let largest = inner.get_vocab(true).into_values().max();
+        let vocab_size = largest.map_or(0, |id| id as usize + 1);
+        let (json, about) = (json.to_owned(), about.to_owned());
+        Ok(Loaded { inner, json, about, pad, vocab_size, stripped })
     }
 
     pub(super) fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.vocab_size
     }
 
     /// The id that fills texts up.
@@ -67,18 +73,19 @@ impl Loaded {
         &self.about
     }
 
-    /// The ids of a prepared text, cut to `limit`: special ones at its ends stay.
+    /// The ids of a prepared text, cut to `limit`: special ones at its ends stay. There is at least one.
     ///
-    /// The rules of a file can fail on a text (an unknown symbol without a token for it); such a text has no ids of
-    /// its own.
+    /// The rules of a file can fail on a text (an unknown symbol without a token for it); it is then read as the empty
+    /// text, and counted as cut.
     pub(super) fn encode(&self, text: &str, limit: usize) -> Tokens {
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        let Ok(mut encoding) = self.inner.encode(text, false) else {
-            return Tokens { ids: Vec::new(), truncated: 0 };
+        let (mut encoding, lost) = match self.inner.encode(text, false) {
+            Ok(encoding) => (encoding, 0),
+            Err(_) => (Encoding::default(), 1),
         };
         let room = limit.saturating_sub(added);
-        let truncated = encoding.len().saturating_sub(room);
-        if truncated > 0 {
+        let truncated = encoding.len().saturating_sub(room) + lost;
+        if encoding.len() > room {
             encoding.truncate(room, 0, TruncationDirection::Right);
         }
         let whole = self.inner.post_process(encoding, None, true);
@@ -88,6 +95,9 @@ impl Loaded {
             ids.iter_mut().filter(|id| **id == separator).for_each(|id| *id = 0);
         }
         ids.truncate(limit);
+        if ids.is_empty() {
+            ids.push(self.pad);
+        }
         Tokens { ids, truncated }
     }
 

@@ -182,6 +182,15 @@ impl Tokenizer {
         }
     }
 
+    /// Whether a table of `vocab_size` rows holds its ids. Those of other vocabularies are often rounded up; of OpenAI's
+    /// scheme the end of text is the last row.
+    pub(crate) fn fits(&self, vocab_size: usize) -> bool {
+        match &self.vocabulary {
+            Vocabulary::Bpe(_) => self.vocab_size() == vocab_size,
+            Vocabulary::Loaded(_) => self.vocab_size() <= vocab_size,
+        }
+    }
+
     /// Ids of the start and of the end of text, the two largest, where the vocabulary is of OpenAI's scheme.
     pub fn start_and_end(&self) -> Option<[u32; 2]> {
         match &self.vocabulary {

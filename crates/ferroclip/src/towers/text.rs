@@ -16,6 +16,7 @@ pub struct TextTower {
     transformer: Transformer,
     ln_final: LayerNorm,
     pool: TextPool,
+    reads_padding: bool,
     projection: Option<Projection>,
     projection_bias: Option<Tensor<1>>,
 }
@@ -59,6 +60,7 @@ impl TextTower {
             transformer: Transformer::new(params, "transformer", text.layers, blocks, true),
             ln_final: norm(params, "ln_final", text.norm_eps()),
             pool: text.pool_type,
+            reads_padding: text.reads_padding(),
             projection,
             projection_bias: text.proj_bias.then(|| params.tensor1("text_projection_bias")),
         }
@@ -94,26 +96,37 @@ impl TextTower {
         let ids = read.concat();
         self.check(&ids, &spans);
         let x = embed_tokens(&self.tokens, &self.positions, &ids, &spans);
-        let last_rows: Vec<usize> = spans.iter().map(|rows| rows.end - 1).collect();
-        let pooled = self.transformer.forward_pooled(x, &spans, &last_rows);
+        let rows = spans.iter().zip(&read).map(|(rows, ids)| rows.start + self.pooled_place(ids));
+        let rows: Vec<usize> = rows.collect();
+        let pooled = self.transformer.forward_pooled(x, &spans, &rows);
         self.ln_final.forward(pooled)
     }
 
-    /// The ids that can reach the pooled row: up to and including it.
+    /// The ids that can reach the pooled row: up to and including it, or all where padding does.
     fn read_part<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
-        if self.pool == TextPool::Last {
-            return ids;
+        match self.reads_padding {
+            true => ids,
+            false => &ids[..=self.pooled_place(ids)],
         }
-        let largest = ids.iter().max().expect("a text has a start and an end");
-        let end = ids.iter().position(|id| id == largest);
-        &ids[..=end.expect("the maximum is one of the ids")]
+    }
+
+    /// The place of the row that is pooled.
+    fn pooled_place(&self, ids: &[u32]) -> usize {
+        match self.pool {
+            TextPool::Last => ids.len() - 1,
+            TextPool::Argmax => {
+                let largest = ids.iter().max().expect("a text has a start and an end");
+                let end = ids.iter().position(|id| id == largest);
+                end.expect("the maximum is one of the ids")
+            }
+        }
     }
 
     fn check(&self, ids: &[u32], spans: &Spans) {
         let (vocab_size, context_length) = (self.tokens.vocab_size(), self.positions.dims()[0]);
         let longest = spans.longest();
         assert!(longest <= context_length, "a text of {longest} tokens, limit {context_length}");
-        let whole = self.pool != TextPool::Last || spans.rows() == spans.count() * context_length;
+        let whole = !self.reads_padding || spans.rows() == spans.count() * context_length;
         assert!(whole, "this tower reads padding: texts have {context_length} tokens");
         let known = ids.iter().all(|&id| (id as usize) < vocab_size);
         assert!(known, "a token id is beyond the vocabulary of {vocab_size}");

@@ -1,6 +1,6 @@
 //! What goes through the towers.
 
-use ferroclip::{ModelConfig, TextPool, Tokenizer};
+use ferroclip::{ModelConfig, Tokenizer};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -20,7 +20,7 @@ pub(super) fn random_pixels(model: &ModelConfig, batch: usize) -> Vec<f32> {
 fn random_texts(model: &ModelConfig, batch: usize) -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let text = &model.text_cfg;
-    let reads_padding = text.pool_type == TextPool::Last;
+    let reads_padding = text.reads_padding();
     let n = if reads_padding { text.context_length } else { TEXT_TOKENS.min(text.context_length) };
     let end = text.vocab_size as u32 - 1;
     let mut text = |_| {
@@ -47,7 +47,7 @@ pub(super) fn text_batches(
         return Err(Error::input(message).hint("give more texts, or a smaller `--batch`"));
     }
     let length = model.text_cfg.context_length;
-    let reads_padding = model.text_cfg.pool_type == TextPool::Last;
+    let reads_padding = model.text_cfg.reads_padding();
     let ids = |text: &String| {
         let mut ids = tokenizer.tokenize(text, length).ids;
         if reads_padding {
