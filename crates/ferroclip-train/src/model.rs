@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use ferroclip::{Cleaning, Clip, Config, ModelFiles, TokenizerConfig, Weights};
+use ferroclip::{Clip, Config, ModelFiles, Weights};
 
 use crate::config::TrainConfig;
 use crate::error::TrainError;
 
-/// Entries of OpenAI's vocabulary: a model with another one carries its own.
-const OPENAI_VOCAB_SIZE: usize = 49_408;
 /// The largest config file.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -41,13 +39,7 @@ pub(crate) fn start(config: &TrainConfig) -> Result<ModelFiles, TrainError> {
 
 fn fresh(mut config: Config, seed: u64) -> Result<ModelFiles, TrainError> {
     let tokenizer = config.new_tokenizer()?;
-    let text = &mut config.model.text_cfg;
-    if text.vocab_size != OPENAI_VOCAB_SIZE && text.hf_tokenizer_name.is_none() {
-        // Otherwise readers would take OpenAI's vocabulary instead of the `tokenizer.json`.
-        text.hf_tokenizer_name = Some("ferroclip".to_owned());
-        text.tokenizer_kwargs =
-            Some(TokenizerConfig { clean: Cleaning::Lower, strip_sep_token: false });
-    }
+    config.model.name_vocabulary();
     let weights = ferroclip::init(&config.model, seed);
     Ok(ModelFiles { config, weights, tokenizer })
 }

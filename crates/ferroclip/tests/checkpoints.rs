@@ -10,7 +10,7 @@ use tempfile::TempDir;
 const TOLERANCE: f32 = 1e-5;
 
 /// Name, and the file of the model where it is not the directory.
-const CASES: [(&str, Option<&str>); 11] = [
+const CASES: [(&str, Option<&str>); 12] = [
     ("openai-vit", Some("model.pt")),
     ("openai-resnet", Some("model.pt")),
     ("openai-state-dict", Some("model.pt")),
@@ -22,6 +22,7 @@ const CASES: [(&str, Option<&str>); 11] = [
     ("siglip2", None),
     ("hf-siglip", None),
     ("clipa", None),
+    ("no-mask", None),
 ];
 
 fn folder(name: &str) -> PathBuf {
@@ -138,6 +139,27 @@ fn references_that_are_not_of_the_model_are_refused() {
     std::fs::write(copy.path().join("inputs_outputs.safetensors"), b"short").expect("written");
     let error = verify(&folder("hf-bin"), copy.path(), Precision::F32).expect_err("no reference");
     assert!(matches!(error, Error::Reference { .. }), "{error}");
+}
+
+/// A tower that reads padding needs all of it; fewer ids are an error, not a panic.
+#[test]
+fn texts_shorter_than_a_context_that_is_read_whole_are_refused() {
+    let error = verify(&folder("siglip"), &short_ids(), Precision::F32).expect_err("too short");
+    assert!(error.to_string().contains("reads 16 to 16 ids"), "{error}");
+}
+
+/// A reference whose texts have four ids.
+fn short_ids() -> PathBuf {
+    use safetensors::Dtype;
+    use safetensors::tensor::{TensorView, serialize};
+    let (ids, unit) = ([0; 32], [0; 96]);
+    let tensors = [
+        ("ids", TensorView::new(Dtype::I64, vec![1, 4], &ids).expect("32 bytes")),
+        ("text_unit", TensorView::new(Dtype::F32, vec![1, 24], &unit).expect("96 bytes")),
+    ];
+    let path = std::env::temp_dir().join(format!("ferroclip-short-ids-{}", std::process::id()));
+    std::fs::write(&path, serialize(tensors, None).expect("a file")).expect("written");
+    path
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::image::{ImagePipeline, PreprocessConfig};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{OPENAI_VOCAB_SIZE, Tokenizer};
 
 mod timm;
 
@@ -500,8 +500,9 @@ impl Config {
             preprocess_cfg: self.preprocess.clone().into(),
             templates: if is_usual { Vec::new() } else { self.templates.clone() },
         };
-        let json = serde_json::to_value(&file).map(timm::shortened);
-        format!("{:#}\n", json.expect("a config has string keys and finite numbers"))
+        let json = serde_json::to_string_pretty(&file);
+        let json = json.expect("a config has string keys and finite numbers");
+        timm::shortened(&json).unwrap_or(json) + "\n"
     }
 
     /// The tokenizer that a new model of this config gets: OpenAI's, cut to `vocab_size`.
@@ -586,6 +587,20 @@ impl ModelConfig {
             _ if self.quick_gelu => Activation::QuickGelu,
             Some(ActivationConfig { approximate: Approximation::Tanh }) => Activation::GeluTanh,
             _ => Activation::Gelu,
+        }
+    }
+
+    /// Says that the vocabulary is the `tokenizer.json` beside the config, where it is not OpenAI's whole one and no name
+    /// says so: readers would take OpenAI's.
+    pub fn name_vocabulary(&mut self) {
+        let clean = match self.text_cfg.pool_type {
+            TextPool::Argmax => Cleaning::Lower,
+            TextPool::Last => Cleaning::Canonicalize,
+        };
+        let text = &mut self.text_cfg;
+        if text.vocab_size != OPENAI_VOCAB_SIZE && text.hf_tokenizer_name.is_none() {
+            text.hf_tokenizer_name = Some("ferroclip".to_owned());
+            text.tokenizer_kwargs = Some(TokenizerConfig { clean, strip_sep_token: false });
         }
     }
 

@@ -45,22 +45,17 @@ pub(super) fn expanded(mut config: Value) -> Result<Option<String>, String> {
     Ok(Some(config.to_string()))
 }
 
-/// The config without the fields that the name in it stands for.
-pub(super) fn shortened(mut config: Value) -> Value {
-    let vision = vision_of(&mut config);
-    let named = vision.and_then(|vision| {
-        let fields = fields(vision.get(NAME)?.as_str()?)?;
-        Some((vision, fields))
-    });
-    if let Some((vision, fields)) = named {
-        for (key, value) in fields {
-            if vision.get(&key) == Some(&value) {
-                vision.remove(&key);
-            }
+/// The config without the fields that the name in it stands for; none where it has no name.
+pub(super) fn shortened(config: &str) -> Option<String> {
+    let mut config: Value = serde_json::from_str(config).ok()?;
+    let vision = vision_of(&mut config)?;
+    for (key, value) in fields(vision.get(NAME)?.as_str()?)? {
+        if vision.get(&key) == Some(&value) {
+            vision.remove(&key);
         }
-        vision.extend(given().map(|(key, value)| (key.to_owned(), value)));
     }
-    config
+    vision.extend(given().map(|(key, value)| (key.to_owned(), value)));
+    Some(format!("{config:#}"))
 }
 
 /// The name of timm's tower that computes the same, if it has one.

@@ -19,7 +19,9 @@ use super::{hugging_face, new_folder, write_text};
 use crate::checkpoint::{Dialect, infer_shapes};
 use crate::config::{Config, ModelConfig};
 use crate::error::Error;
+use crate::image::{Convention, ImagePipeline};
 use crate::param::elements;
+use crate::tokenizer::Tokenizer;
 use crate::towers::{ImageTower, Source, TextTower};
 
 /// OpenAI's file.
@@ -68,9 +70,14 @@ pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error
             to.conventions()
         ));
     }
+    let tokenizer = match to {
+        // It has its own.
+        Program::OpenAi => None,
+        _ => fitting_tokenizer(&found, &mut notes),
+    };
     let before = embeddings(&mut found)?;
     new_folder(out, |folder| {
-        write(&mut found, &config, to, folder)?;
+        write(&mut found, &config, tokenizer.as_ref(), to, folder)?;
         let path = match to {
             Program::OpenAi => folder.join(OPENAI_FILE),
             _ => folder.to_owned(),
@@ -107,11 +114,19 @@ fn written_config(config: &Config, to: Program) -> Result<Config, String> {
     match to {
         Program::OpenClip => {
             written.model = config.model.clone().with_timm_name()?;
+            written.model.name_vocabulary();
         }
         Program::Transformers => {
             let (model, preprocessor) = hugging_face::written(config);
             let (again, _) = hugging_face::translate(&model, Some(&preprocessor))?;
             same(&without_names(&config.model), &without_names(&again.model), "transformers")?;
+            let ours =
+                ImagePipeline { convention: Convention::HuggingFace, ..config.preprocess.clone() };
+            if again.preprocess != ours {
+                return Err(
+                    "transformers has no image pipeline with this `preprocess_cfg`".to_owned()
+                );
+            }
         }
         Program::OpenAi => {
             let shapes = config.model.parameter_shapes();
@@ -157,16 +172,36 @@ fn same(ours: &ModelConfig, theirs: &ModelConfig, program: &str) -> Result<(), S
     Ok(())
 }
 
-fn write(found: &mut Found, config: &Config, to: Program, folder: &Path) -> Result<(), Error> {
+/// The tokenizer of the model, if it has one. A model without is converted all the same, and the note says so.
+fn fitting_tokenizer(found: &Found, notes: &mut Vec<String>) -> Option<Tokenizer> {
+    let vocab_size = found.config.model.text_cfg.vocab_size;
+    let reason = match found.tokenizer() {
+        Ok(tokenizer) if tokenizer.fits(vocab_size) => return Some(tokenizer),
+        Ok(tokenizer) => {
+            format!(
+                "the one at hand has {} entries, the model {vocab_size}",
+                tokenizer.vocab_size()
+            )
+        }
+        Err(error) => error.to_string(),
+    };
+    notes.push(format!("no tokenizer was written: {reason}"));
+    None
+}
+
+fn write(
+    found: &mut Found,
+    config: &Config,
+    tokenizer: Option<&Tokenizer>,
+    to: Program,
+    folder: &Path,
+) -> Result<(), Error> {
     let context_length = config.model.text_cfg.context_length;
-    // A model whose vocabulary is missing is converted all the same: it was never needed.
-    let tokenizer =
-        found.tokenizer().ok().filter(|t| t.vocab_size() == config.model.text_cfg.vocab_size);
     let path = folder.join(to.weights_file());
     match to {
         Program::OpenClip => {
             write_text(folder, CONFIG_FILE, &config.to_json())?;
-            if let Some(tokenizer) = &tokenizer {
+            if let Some(tokenizer) = tokenizer {
                 write_text(folder, TOKENIZER_FILE, &tokenizer.to_hf_json())?;
                 write_text(
                     folder,
@@ -181,7 +216,7 @@ fn write(found: &mut Found, config: &Config, to: Program, folder: &Path) -> Resu
             let (model, preprocessor) = hugging_face::written(config);
             write_text(folder, hugging_face::CONFIG_FILE, &model)?;
             write_text(folder, hugging_face::PREPROCESSOR_FILE, &preprocessor)?;
-            if let Some(tokenizer) = &tokenizer {
+            if let Some(tokenizer) = tokenizer {
                 write_text(folder, TOKENIZER_FILE, &tokenizer.to_transformers_json())?;
                 write_text(
                     folder,

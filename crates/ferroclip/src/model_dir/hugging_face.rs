@@ -390,6 +390,8 @@ fn written_pipeline(pipeline: &ImagePipeline, family: &str) -> Value {
     let [height, width] = pipeline.size;
     let both = json!({"height": height, "width": width});
     let crops = pipeline.resize_mode == ResizeMode::Shortest;
+    // As written in f32: the nearest f64 has twice as many digits.
+    let short = |numbers: [f32; 3]| numbers.map(|n| n.to_string().parse().unwrap_or(f64::from(n)));
     json!({
         "image_processor_type": if family == "clip" { "CLIPImageProcessor" } else { "SiglipImageProcessor" },
         "do_resize": true,
@@ -403,8 +405,8 @@ fn written_pipeline(pipeline: &ImagePipeline, family: &str) -> Value {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        "image_mean": pipeline.mean,
-        "image_std": pipeline.std,
+        "image_mean": short(pipeline.mean),
+        "image_std": short(pipeline.std),
         "do_convert_rgb": true,
     })
 }

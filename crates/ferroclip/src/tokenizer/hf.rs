@@ -81,9 +81,8 @@ impl Tokenizer {
 impl Bpe {
     fn hf_value(&self) -> Value {
         let symbols = self.symbol_texts();
-        let merges = self.merge_lines(&symbols);
         let mut vocab = serde_json::Map::new();
-        vocab.extend(symbols.into_iter().zip(0..).map(|(s, id)| (s, Value::from(id))));
+        vocab.extend(symbols.iter().zip(0..).map(|(s, id)| (s.clone(), Value::from(id))));
         for (text, id) in self.special_texts() {
             vocab.insert(text.to_owned(), id.into());
         }
@@ -92,11 +91,7 @@ impl Bpe {
             "truncation": null,
             "padding": null,
             "added_tokens": self.special_texts().map(|(text, id)| added_token(text, id)),
-            "normalizer": {"type": "Sequence", "normalizers": [
-                {"type": "NFC"},
-                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-                {"type": "Lowercase"},
-            ]},
+            "normalizer": normalizer(),
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN},
                  "behavior": "Removed", "invert": true},
@@ -104,25 +99,32 @@ impl Bpe {
             ]},
             "post_processor": self.hf_post_processor(),
             "decoder": byte_level(),
-            "model": {
-                "type": "BPE",
-                "dropout": null,
-                "unk_token": END_TEXT,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": WORD_END,
-                "fuse_unk": false,
-                "byte_fallback": false,
-                "ignore_merges": false,
-                "vocab": vocab,
-                "merges": merges,
-            },
+            "model": self.hf_model(vocab, &symbols),
         })
     }
 
-    /// The merges as two symbols with a space between.
-    pub(super) fn merge_lines(&self, symbols: &[String]) -> Vec<String> {
+    /// The section `model`: vocabulary, and the merges as two symbols with a space between.
+    pub(super) fn hf_model(
+        &self,
+        vocab: serde_json::Map<String, Value>,
+        symbols: &[String],
+    ) -> Value {
         let merges = self.merges().iter();
-        merges.map(|&(a, b)| format!("{} {}", symbols[a as usize], symbols[b as usize])).collect()
+        let merge =
+            |&(a, b): &(u32, u32)| format!("{} {}", symbols[a as usize], symbols[b as usize]);
+        let merges: Vec<String> = merges.map(merge).collect();
+        json!({
+            "type": "BPE",
+            "dropout": null,
+            "unk_token": END_TEXT,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": WORD_END,
+            "fuse_unk": false,
+            "byte_fallback": false,
+            "ignore_merges": false,
+            "vocab": vocab,
+            "merges": merges,
+        })
     }
 
     fn hf_post_processor(&self) -> Value {
@@ -153,6 +155,15 @@ impl Bpe {
         }
         texts
     }
+}
+
+/// Composed characters, single spaces, small letters.
+pub(super) fn normalizer() -> Value {
+    json!({"type": "Sequence", "normalizers": [
+        {"type": "NFC"},
+        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Lowercase"},
+    ]})
 }
 
 fn byte_level() -> Value {

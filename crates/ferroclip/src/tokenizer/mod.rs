@@ -41,7 +41,7 @@ mod white_space;
 pub use error::TokenizerError;
 
 /// Entries of OpenAI's vocabulary.
-const OPENAI_VOCAB_SIZE: usize = 49_408;
+pub(crate) const OPENAI_VOCAB_SIZE: usize = 49_408;
 /// Start and end of text.
 const N_SPECIAL: usize = 2;
 

@@ -7,7 +7,7 @@
 use serde_json::{Value, json};
 
 use super::bpe::{Bpe, WORD_END};
-use super::hf::{added_token, read_merges, unsupported};
+use super::hf::{added_token, normalizer, read_merges, unsupported};
 use super::split::{END_TEXT, START_TEXT};
 use super::{Tokenizer, TokenizerError, Vocabulary};
 
@@ -72,7 +72,6 @@ impl Tokenizer {
 impl Bpe {
     fn transformers_value(&self) -> Value {
         let symbols = self.symbol_texts();
-        let merges = self.merge_lines(&symbols);
         let special = [(START_TEXT, self.start_id()), (END_TEXT, self.end_id())];
         let mut vocab = serde_json::Map::new();
         let ids = symbols.iter().map(String::as_str).zip(0..).chain(special);
@@ -96,18 +95,7 @@ impl Bpe {
                 "add_prefix_space": false,
             },
             "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": null,
-                "unk_token": END_TEXT,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": WORD_END,
-                "fuse_unk": false,
-                "byte_fallback": false,
-                "ignore_merges": false,
-                "vocab": vocab,
-                "merges": merges,
-            },
+            "model": self.hf_model(vocab, &symbols),
         })
     }
 
@@ -136,14 +124,6 @@ fn joined(merge: &Value) -> Value {
         Some([Value::String(left), Value::String(right)]) => Value::from(format!("{left} {right}")),
         _ => merge.clone(),
     }
-}
-
-fn normalizer() -> Value {
-    json!({"type": "Sequence", "normalizers": [
-        {"type": "NFC"},
-        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-        {"type": "Lowercase"},
-    ]})
 }
 
 /// The parts of the file that decide how a text is split.
