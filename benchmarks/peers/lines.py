@@ -118,12 +118,16 @@ def cases(n_jpegs: int) -> list:
         jpegs("I", n_jpegs, 1.1),
         image("J", "ViT-B-16", 8, "f32", 1.03),
         image("J", "ViT-L-14", 8, "f32", 1.03),
+        image("R", "RN50", 16, "f32", 0.9),
+        image("S", "ViT-B-16-SigLIP", 8, "f32", 1.03),
     ]
 
 
-def image_gflop(config: dict) -> float:
-    """Multiplications and additions of the image tower for one picture, 1e9."""
+def image_gflop(config: dict) -> float | None:
+    """Multiplications and additions of a Vision Transformer for one picture, 1e9; none where the config is another tower's."""
     vision = config["vision_cfg"]
+    if "patch_size" not in vision or isinstance(vision["layers"], list):
+        return None
     width, layers, patch = vision["width"], vision["layers"], vision["patch_size"]
     patches = (vision["image_size"] // patch) ** 2
     rows = patches + 1

@@ -37,11 +37,17 @@ def processor() -> dict:
             "cores": len(os.sched_getaffinity(0)), "sets": [name for name in SETS if name in flags]}
 
 
+def commit() -> str:
+    """The commit of the work tree. A record that was just written beside it does not make it another."""
+    git = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/records", ":!README.md")
+    return git("describe", "--always") + ("-dirty" if changed else "")
+
+
 def versions() -> dict:
     required = (Path(__file__).parent / "requirements.txt").read_text().split()
     names = [line.split("==")[0] for line in required]
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return {"ferroclip": git.stdout.strip(), "python": platform.python_version()} | {
+    return {"ferroclip": commit(), "python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in names
     }
 

@@ -42,7 +42,7 @@ class Bench:
     def model(self, name: str, forms: set) -> Path:
         """A model of full size and its forms for peers, made where they are missing."""
         folder = self.work / "models" / name
-        if not (folder / "texts.txt").exists():
+        if not (folder / "inputs_outputs.safetensors").exists():
             say(f"making {folder}")
             self.python([ROOT / "fixtures/towers/full_size.py", name, folder], ROOT / "fixtures/towers")
         if missing := sorted(each for each in forms if not (folder / "peers" / each).exists()):
@@ -205,7 +205,7 @@ def measure_cold(bench: Bench, precision: str) -> dict:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="models, pictures and captions; used again")
-    parser.add_argument("--lines", default="A,B,C,D,E1,E2,F,G,H,I,J,K,L")
+    parser.add_argument("--lines", default="A,B,C,D,E1,E2,F,G,H,I,J,R,S,K,L")
     parser.add_argument("--peers", type=lambda text: text.split(","), help="of pytorch,onnxruntime,openvino")
     parser.add_argument("--records", type=Path, default=record.RECORDS)
     parser.add_argument("--threads", type=int, default=2)
