@@ -92,15 +92,46 @@ pub fn conv3x3(
     y.par_chunks_mut(rows * outputs).enumerate().for_each_init(
         PackedRows::default,
         |packed, (task, y)| {
-            let (first, held) = (task * rows, y.len() / outputs);
-            let mut neighbours = maps.neighbours(first..first + held);
-            packed.fill(isa, Precision::F32, [held, depth], |_, row| {
-                let neighbours = neighbours.next().expect("one for each row");
-                write_neighbours(inputs, x, neighbours, row);
-            });
+            let (first, shape) = (task * rows, [y.len() / outputs, depth]);
+            conv3x3_rows(isa, Precision::F32, maps, first, shape, x, packed, false);
             multiply(&weights, packed, None, Finish::Store, y, outputs, false);
         },
     );
+}
+
+/// Packs what a 3 x 3 convolution multiplies with its weights (`[outputs, 9, inputs]`): rows `first..` of `shape`, `[n, 9
+/// inputs]`, each the neighbourhood of a position of x (`[rows, inputs]`). On the calling thread, or with `split` on all
+/// threads of the pool.
+///
+/// # Panics
+/// When x does not have this length, or the maps have fewer rows.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the format, the maps, what part of them, and where to"
+)]
+pub fn conv3x3_rows(
+    isa: Isa,
+    precision: Precision,
+    maps: Maps,
+    first: usize,
+    shape @ [n, depth]: [usize; 2],
+    x: &[f32],
+    packed: &mut PackedRows,
+    split: bool,
+) {
+    let inputs = depth / TAPS;
+    assert!(x.len() == maps.rows() * inputs && first + n <= maps.rows(), "rows of x");
+    if split {
+        return packed.fill_split(isa, precision, shape, |i, row| {
+            let neighbours = maps.neighbours(first + i..first + i + 1).next();
+            write_neighbours(inputs, x, neighbours.expect("one row"), row);
+        });
+    }
+    let mut neighbours = maps.neighbours(first..first + n);
+    packed.fill(isa, precision, shape, |_, row| {
+        let neighbours = neighbours.next().expect("one for each row");
+        write_neighbours(inputs, x, neighbours, row);
+    });
 }
 
 /// dw (`[outputs, 9, inputs]`) of x (`[rows, inputs]`) and dy (`[rows, outputs]`). Uses the threads

@@ -34,7 +34,7 @@ pub use attention::{
 };
 pub use batch_norm::{BatchNorm, Moments};
 pub use contrastive::{Loss, contrastive_loss};
-pub use conv::{Maps, conv3x3, conv3x3_weight_gradient, flipped_taps};
+pub use conv::{Maps, conv3x3, conv3x3_rows, conv3x3_weight_gradient, flipped_taps};
 pub use fma_rate::fma_rate;
 pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};
 pub use isa::Isa;

@@ -5,11 +5,12 @@
 use std::ops::{Deref, DerefMut};
 
 use ferroclip_kernels::{
-    Activation, AdamStep, AttentionShape, Finish, Isa, Maps, Matrix, Onto, PackedRows,
-    PackedWeights, Precision, Prefix, activation, activation_and_backward, activation_backward,
-    adamw, attend_row, attention, attention_backward, attention_pooled, attention_pooled_backward,
-    contrastive_loss, conv3x3, conv3x3_weight_gradient, dots, gemm, layer_norm,
-    layer_norm_backward, multiply, top_k,
+    Activation, AdamStep, AttentionScratch, AttentionShape, BatchNorm, Finish, Isa, Maps, Matrix,
+    Moments, Onto, PackedRows, PackedWeights, Precision, Prefix, Scratch, activation,
+    activation_and_backward, activation_backward, adamw, attend, attend_row, attention,
+    attention_backward, attention_pooled, attention_pooled_backward, contrastive_loss, conv3x3,
+    conv3x3_rows, conv3x3_weight_gradient, dots, gemm, gemm_serial, layer_norm,
+    layer_norm_backward, multiply, multiply_to_rows, top_k,
 };
 
 /// Where the operand lies between two protected pages.
@@ -118,7 +119,26 @@ fn products() {
                 for kind in [Activation::Gelu, Activation::QuickGelu, Activation::GeluTanh] {
                     let finish = Finish::Activate(kind);
                     multiply(&weights, &rows, Some(&bias), finish, &mut c, n, true);
+                    let (mut between, mut next) = (Vec::new(), PackedRows::default());
+                    for split in [false, true] {
+                        let bias = Some(&bias[..]);
+                        multiply_to_rows(
+                            &weights,
+                            &rows,
+                            bias,
+                            finish,
+                            &mut between,
+                            &mut next,
+                            split,
+                        );
+                    }
                 }
+                for finish in [Finish::Add, Finish::Rectify, Finish::AddRectified] {
+                    multiply(&weights, &rows, Some(&bias), finish, &mut c, n, false);
+                }
+                let (am, bm) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
+                let mut scratch = Scratch::new(isa, precision);
+                gemm_serial([m, n, k], am, bm, &mut c, n, Onto::Sum, &mut scratch);
             }
         }
     });
@@ -135,6 +155,8 @@ fn attentions() {
             attention(isa, shape, &offsets, &qkv, prefix, &mut out);
             attention_backward(isa, shape, &offsets, &qkv, prefix, &out, &mut dqkv);
         }
+        let (mut head, mut scratch) = (make(20 * 5), AttentionScratch::new(isa));
+        attend(isa, shape, 1, &qkv, Prefix::default(), &mut head, 5, &mut scratch);
         let (q, kv, mut out) = (make(30), make(400), make(30));
         attention_pooled(isa, shape, &offsets, &q, &kv, &mut out);
         let (dout, mut dq, mut dkv) = (make(30), make(30), make(400));
@@ -158,6 +180,23 @@ fn norms_and_activations() {
                 activation(isa, kind, &x, &mut y);
                 activation_backward(isa, kind, &x, &dy, &mut dx);
                 activation_and_backward(isa, kind, &mut y, &mut dx);
+            }
+        }
+    });
+}
+
+#[test]
+fn batch_norms() {
+    everywhere(|isa, make| {
+        for width in [1, 5, 16, 33] {
+            let (x, dy, mut y, mut dx) =
+                (make(70 * width), make(70 * width), make(70 * width), make(70 * width));
+            let moments = Moments::of(isa, &x, width);
+            for rectified in [false, true] {
+                let norm = BatchNorm::new(&moments, &make(width), &make(width), 1e-5, rectified);
+                norm.forward(isa, &x, &mut y);
+                norm.backward(isa, &x, &dy, &mut dx);
+                norm.backward_frozen(isa, &x, &dy, &mut dx);
             }
         }
     });
@@ -194,6 +233,11 @@ fn convolutions() {
         for channels @ [inputs, outputs] in [[1, 1], [3, 17], [8, 33]] {
             let (x, w, mut y) = (make(30 * inputs), make(9 * inputs * outputs), make(30 * outputs));
             conv3x3(isa, maps, channels, &x, &w, &mut y);
+            let mut packed = PackedRows::default();
+            for split in [false, true] {
+                let shape = [17, 9 * inputs];
+                conv3x3_rows(isa, Precision::F32, maps, 13, shape, &x, &mut packed, split);
+            }
             let mut dw = make(9 * inputs * outputs);
             conv3x3_weight_gradient(isa, maps, channels, &x, &y, &mut dw);
         }

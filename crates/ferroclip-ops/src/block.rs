@@ -9,24 +9,20 @@
 //! products stays in the core's caches: here with packed weights, in `half`, `attention_half` and
 //! `mlp_half` with weights that have a gradient. Elsewhere the halves are made of the leaf
 //! operations. In the pooled form only one row of each sequence is computed, and keys and values are not
-//! formed: with q the query of one head and x the normed rows,
-//!
-//! ```text
-//! scores  q (x W_k^T + b_k)^T = (q W_k) x^T + a number that is the same for all rows
-//! result  p (x W_v^T + b_v)   = (p x) W_v^T + b_v, as the weights p add up to 1
-//! ```
+//! formed: see `pooled`.
 
 use std::sync::Arc;
 
 use burn::prelude::*;
 use ferroclip_kernels::{
-    Activation, AttentionScratch, AttentionShape, Finish, Isa, Matrix, PackedRows, PackedWeights,
-    Precision, Prefix, attend, attend_row, multiply, task_rows,
+    Activation, AttentionScratch, AttentionShape, Finish, Isa, Matrix, PackedWeights, Precision,
+    Prefix, attend, multiply, task_rows,
 };
 use rayon::prelude::*;
 
 use crate::cpu::Cpu;
 use crate::engine::{Memory, Task, parts, row_tasks, run, span_tasks};
+use crate::pooled::HeadWeights;
 use crate::{
     LayerNorm, Linear, Spans, activation, attention, attention_half, attention_pooled, mlp_half,
     select_rows,
@@ -49,14 +45,11 @@ pub struct AttentionBlock {
     pooled: Option<Arc<PooledWeights>>,
 }
 
-/// The query weights, and those of keys and values head by head, for the pooled form.
+/// The weights for the pooled form.
 #[derive(Debug)]
 struct PooledWeights {
     query: PackedWeights,
-    /// W_k of each head, transposed: `width` outputs from `head_width` inputs.
-    keys: Vec<PackedWeights>,
-    /// W_v of each head: `head_width` outputs from `width` inputs.
-    values: Vec<PackedWeights>,
+    heads: HeadWeights,
 }
 
 impl AttentionBlock {
@@ -91,19 +84,14 @@ impl AttentionBlock {
 
     fn pooled_weights(&self, precision: Precision) -> Option<PooledWeights> {
         let weight = self.in_proj.parameter()?;
-        let (isa, weight) = (Isa::active(), weight.data());
-        let (width, d) = (self.width(), self.width() / self.heads);
-        let head = |third: usize, head: usize| {
-            Matrix::rows(&weight[(third * width + head * d) * width..], width)
-        };
+        let bias = self.in_proj.parameters().map(|(_, bias, _)| Cpu::packed_operand(bias.clone()));
+        let (weight, width) = (weight.data(), self.width());
+        let third = |i: usize| &weight[i * width * width..][..width * width];
+        let value_bias = bias.as_ref().map(|bias| &bias.data()[2 * width..]);
+        let query = Matrix::rows(third(0), width);
         Some(PooledWeights {
-            query: PackedWeights::pack(isa, precision, [width, width], head(0, 0)),
-            keys: (0..self.heads)
-                .map(|h| PackedWeights::pack(isa, precision, [width, d], head(1, h).transposed()))
-                .collect(),
-            values: (0..self.heads)
-                .map(|h| PackedWeights::pack(isa, precision, [d, width], head(2, h)))
-                .collect(),
+            query: PackedWeights::pack(Isa::active(), precision, [width, width], query),
+            heads: HeadWeights::new(precision, [third(1), third(2)], value_bias, self.heads),
         })
     }
 
@@ -193,49 +181,13 @@ impl AttentionBlock {
                         [..spans.range(i).len() * width]
                 })
                 .collect();
-            let head = |head: usize| self.pooled_head(weights, bias, head, q, &sequences);
-            let heads: Vec<Vec<f32>> = match task.split {
-                true => (0..self.heads).into_par_iter().map(head).collect(),
-                false => (0..self.heads).map(head).collect(),
-            };
-            let d = width / self.heads;
+            let heads = weights.heads.mix(q, &sequences, task.split);
             rows.fill(isa, weights.query.precision(), [n, width], |i, row| {
-                for (to, head) in row.chunks_exact_mut(d).zip(&heads) {
-                    to.copy_from_slice(&head[i * d..][..d]);
-                }
+                weights.heads.write_row(&heads, i, row);
             });
             out_proj.multiply(rows, Finish::Add, out, task.split);
         });
         Cpu::from_vec(out, &[pooled.len(), width]).into_tensor()
-    }
-
-    /// One head of the pooled form, `[sequences, head_width]`.
-    fn pooled_head(
-        &self,
-        weights: &PooledWeights,
-        bias: Option<&[f32]>,
-        head: usize,
-        q: &[f32],
-        sequences: &[&[f32]],
-    ) -> Vec<f32> {
-        let (isa, precision) = (Isa::active(), weights.query.precision());
-        let (n, width, shape) = (sequences.len(), self.width(), self.shape());
-        let d = shape.head_width;
-        let mut rows = PackedRows::default();
-        rows.fill(isa, precision, [n, d], |i, row| {
-            row.copy_from_slice(&q[i * width + head * d..][..d]);
-        });
-        let mut searched = vec![0.0; n * width];
-        multiply(&weights.keys[head], &rows, None, Finish::Store, &mut searched, width, false);
-        let mut scores = Vec::new();
-        rows.fill(isa, precision, [n, width], |i, row| {
-            let searched = &searched[i * width..][..width];
-            attend_row(isa, shape.scale(), searched, sequences[i], &mut scores, row);
-        });
-        let mut out = vec![0.0; n * d];
-        let bias = bias.map(|bias| &bias[2 * width + head * d..][..d]);
-        multiply(&weights.values[head], &rows, bias, Finish::Store, &mut out, d, false);
-        out
     }
 }
 

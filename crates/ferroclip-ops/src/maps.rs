@@ -41,7 +41,7 @@ pub fn conv3x3(x: Tensor<2>, weight: &Tensor<2>, maps: Maps) -> Tensor<2> {
 
 /// Each row of `a x b` numbers transposed: the kernel wants `[out, 9, in]`, checkpoints hold `[out,
 /// in, 9]`.
-fn swap_taps(weight: &[f32], [a, b]: [usize; 2]) -> Vec<f32> {
+pub(crate) fn swap_taps(weight: &[f32], [a, b]: [usize; 2]) -> Vec<f32> {
     let mut swapped = Vec::with_capacity(weight.len());
     for row in weight.chunks_exact(a * b) {
         swapped.extend((0..a * b).map(|i| row[i % a * b + i / a]));
@@ -98,16 +98,19 @@ pub fn avg_pool2(x: Tensor<2>, maps: Maps) -> (Tensor<2>, Maps) {
     };
     let [x] = &operands.values;
     let mut y = vec![0.0; half.rows() * channels];
-    in_rows(&mut y, channels, |first, y| {
-        for (row, y) in (first..).zip(y.chunks_exact_mut(channels)) {
-            let [a, b, c, d] = quad(row, maps).map(|row| &x.data()[row * channels..][..channels]);
-            for (i, y) in y.iter_mut().enumerate() {
-                *y = 0.25 * ((a[i] + b[i]) + (c[i] + d[i]));
-            }
-        }
-    });
+    in_rows(&mut y, channels, |first, y| pool_rows(maps, channels, x.data(), first, y));
     let y = Cpu::from_vec(y, &[half.rows(), channels]);
     (operands.finish(y, PoolBackward, (maps, channels)), half)
+}
+
+/// Rows `first..` of the maps of half the sides, as many as `y` has, from all rows of `maps`.
+pub(crate) fn pool_rows(maps: Maps, channels: usize, x: &[f32], first: usize, y: &mut [f32]) {
+    for (row, y) in (first..).zip(y.chunks_exact_mut(channels)) {
+        let [a, b, c, d] = quad(row, maps).map(|row| &x[row * channels..][..channels]);
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = 0.25 * ((a[i] + b[i]) + (c[i] + d[i]));
+        }
+    }
 }
 
 /// The four rows that become row `row` of the maps of half the size.

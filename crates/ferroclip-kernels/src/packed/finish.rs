@@ -13,6 +13,10 @@ pub enum Finish {
     Activate(Activation),
     /// It is added to what is there.
     Add,
+    /// The result is max(sum, 0).
+    Rectify,
+    /// It is added to what is there, and the result is max(that, 0).
+    AddRectified,
 }
 
 /// Columns `at..` of the rows `out` from rows of `nr` sums; the last panel has fewer columns.
@@ -27,6 +31,10 @@ fn finish_body<M: MulAdd>(
     match finish {
         Finish::Store => each(sums, [nr, at], bias, out, |_, sum| sum),
         Finish::Add => each(sums, [nr, at], bias, out, |was, sum| was + sum),
+        Finish::Rectify => each(sums, [nr, at], bias, out, |_, sum| rectified(sum)),
+        Finish::AddRectified => {
+            each(sums, [nr, at], bias, out, |was, sum| rectified(was + sum));
+        }
         Finish::Activate(activation) => {
             in_place_body::<M>(Finish::Activate(activation), sums, nr, bias);
             each(sums, [nr, at], None, out, |_, sum| sum);
@@ -47,8 +55,19 @@ fn in_place_body<M: MulAdd>(finish: Finish, sums: &mut [f32], nr: usize, bias: O
         Finish::Activate(Activation::QuickGelu) => activate::<M>(Activation::QuickGelu, sums),
         Finish::Activate(Activation::Gelu) => activate::<M>(Activation::Gelu, sums),
         Finish::Activate(Activation::GeluTanh) => activate::<M>(Activation::GeluTanh, sums),
-        Finish::Store | Finish::Add => {}
+        Finish::Rectify => {
+            for sum in sums {
+                *sum = rectified(*sum);
+            }
+        }
+        Finish::Store | Finish::Add | Finish::AddRectified => {}
     }
+}
+
+/// Not `max`, which would hide NaN.
+#[inline(always)]
+fn rectified(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
 }
 
 #[inline(always)]

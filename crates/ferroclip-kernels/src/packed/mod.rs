@@ -222,7 +222,8 @@ pub fn multiply_to_rows(
     next: &mut PackedRows,
     split: bool,
 ) {
-    assert_ne!(finish, Finish::Add, "rows that are made have nothing to add to");
+    let adds = matches!(finish, Finish::Add | Finish::AddRectified);
+    assert!(!adds, "rows that are made have nothing to add to");
     let (isa, precision, nr) = (weights.isa(), weights.precision(), weights.nr());
     let shape @ [n, outputs] = [rows.len(), weights.outputs()];
     if precision == Precision::Int8 {

@@ -131,6 +131,13 @@ fn finishes() {
         for (added, stored) in run(Finish::Add, 2.0).iter().zip(&stored) {
             assert!((added - (stored + 2.0)).abs() < 1e-6 || (*added, *stored) == (2.0, 2.0));
         }
+        let columns = |rows: Vec<f32>| -> Vec<f32> {
+            rows.chunks(n + 3).flat_map(|row| row[..n].to_vec()).collect()
+        };
+        let added = columns(run(Finish::Add, 2.0)).iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
+        assert_eq!(columns(run(Finish::AddRectified, 2.0)), added);
+        let rectified = columns(stored.clone()).iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
+        assert_eq!(columns(run(Finish::Rectify, 2.0)), rectified);
         let kind = Activation::QuickGelu;
         let mut want = vec![0.0; stored.len()];
         crate::activation(isa, kind, &stored, &mut want);

@@ -8,7 +8,7 @@
 //! ```
 
 use burn::prelude::*;
-use ferroclip_ops::{Linear, Mlp, Spans, attention_pooled, select_rows};
+use ferroclip_ops::{Linear, Mlp, PooledAttention, Spans, attention_pooled, select_rows};
 
 use super::block::{BlockConfig, mlp, norm};
 use super::source::Source;
@@ -20,10 +20,17 @@ const NAME: &str = "visual.attn_pool";
 pub(super) struct AttentionPool {
     probe: Tensor<1>,
     query: Linear,
-    keys_values: Linear,
+    keys_values: KeysValues,
     out: Linear,
     mlp: Mlp,
     heads: usize,
+}
+
+/// The projection of keys and values; packed, neither is formed.
+#[derive(Clone, Debug)]
+enum KeysValues {
+    Parameters(Linear),
+    Packed(PooledAttention),
 }
 
 impl AttentionPool {
@@ -44,10 +51,20 @@ impl AttentionPool {
             let n = to - from;
             linear(weight.clone().narrow(0, from, n), bias.clone().narrow(0, from, n))
         };
+        let third = |i: usize| weight.clone().narrow(0, i * width, width);
+        let keys_values = match params.packing() {
+            Some(precision) => {
+                let value_bias = bias.clone().narrow(0, 2 * width, width);
+                let (keys, values) = (third(1), third(2));
+                let heads = config.heads;
+                KeysValues::Packed(PooledAttention::new(keys, values, value_bias, heads, precision))
+            }
+            None => KeysValues::Parameters(part(width, rows)),
+        };
         AttentionPool {
             probe: tensor1("probe"),
             query: part(0, width),
-            keys_values: part(width, rows),
+            keys_values,
             out: linear(tensor2("attn.out_proj.weight"), tensor1("attn.out_proj.bias")),
             mlp: mlp(
                 params,
@@ -63,7 +80,12 @@ impl AttentionPool {
     pub(super) fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
         let query = self.query.forward(self.probe.clone().unsqueeze::<2>());
         let queries = select_rows(query, &vec![0; spans.count()]);
-        let mixed = attention_pooled(queries, self.keys_values.forward(x), spans, self.heads);
+        let mixed = match &self.keys_values {
+            KeysValues::Packed(attention) => attention.forward(queries, x, spans),
+            KeysValues::Parameters(layer) => {
+                attention_pooled(queries, layer.forward(x), spans, self.heads)
+            }
+        };
         self.mlp.forward(self.out.forward(mixed))
     }
 }

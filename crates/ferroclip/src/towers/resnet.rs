@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 
 use burn::prelude::*;
 use ferroclip_ops::{
-    BatchNorm, Lead, Linear, Maps, Moments, Spans, add_rectified, attention_pooled, avg_pool2,
-    conv3x3, mean_rows, patch_rows, select_rows, written_rows,
+    BatchNorm, Lead, Linear, Maps, Moments, PackedBottleneck, PackedConv, PackedStem,
+    PooledAttention, Precision, Spans, add_rectified, attention_pooled, avg_pool2, conv3x3,
+    mean_rows, patch_rows, select_rows, written_rows,
 };
 
 use super::source::Source;
@@ -37,9 +38,23 @@ pub(super) enum NormMode<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct ResNet {
     image: [usize; 2],
-    stem: [NormedConv; 3],
-    blocks: Vec<Bottleneck>,
+    stem: Stem,
+    blocks: Vec<Block>,
     pool: AttentionPool,
+}
+
+/// The first convolutions: with a gradient, or packed for inference.
+#[derive(Clone, Debug)]
+enum Stem {
+    Parameters(Box<[NormedConv; 3]>),
+    Packed(PackedStem),
+}
+
+/// A residual block, likewise.
+#[derive(Clone, Debug)]
+enum Block {
+    Parameters(Box<Bottleneck>),
+    Packed(PackedBottleneck),
 }
 
 impl ResNet {
@@ -53,9 +68,22 @@ impl ResNet {
         for (stage, count) in (1..).zip(stages) {
             for block in 0..count {
                 let name = format!("visual.layer{stage}.{block}");
-                blocks.push(Bottleneck::new(params, &name, stage > 1 && block == 0));
+                let block = Bottleneck::new(params, &name, stage > 1 && block == 0);
+                blocks.push(match params.packing() {
+                    // At once, so that one block at most lies in memory twice.
+                    Some(_) => Block::Packed(block.packed()),
+                    None => Block::Parameters(Box::new(block)),
+                });
             }
         }
+        let stem = match params.packing() {
+            Some(_) => {
+                let [first, second, third] = stem;
+                let convs = [first.packed(), second.packed_3x3(), third.packed_3x3()];
+                Stem::Packed(PackedStem { convs })
+            }
+            None => Stem::Parameters(Box::new(stem)),
+        };
         let pool = AttentionPool::new(params, vision.heads());
         ResNet { image: vision.image_size.each(), stem, blocks, pool }
     }
@@ -82,15 +110,22 @@ impl ResNet {
         let first = Unfold { image: self.image, kernel: [3, 3], stride: [2, 2], border: 1 };
         first.check(pixels, n);
         let cells = first.cells();
-        let device = self.pool.positions.device();
-        let x = written_rows([n * cells, first.len()], &device, |row, out| {
-            first.write(pixels, row / cells, row % cells, out);
-        });
-        let x = self.stem[0].linear(x, mode);
-        let x = self.stem[1].conv3x3(x, maps, mode);
-        let x = self.stem[2].conv3x3(x, maps, mode);
-        let pooled = avg_pool2(x, maps);
-        self.blocks.iter().fold(pooled, |(x, maps), block| block.forward(x, maps, mode))
+        let write =
+            |row: usize, out: &mut [f32]| first.write(pixels, row / cells, row % cells, out);
+        let pooled = match &self.stem {
+            Stem::Packed(stem) => stem.forward(maps, write),
+            Stem::Parameters(convs) => {
+                let [a, b, c] = &**convs;
+                let device = self.pool.positions.device();
+                let x = a.linear(written_rows([n * cells, first.len()], &device, write), mode);
+                let x = b.conv3x3(x, maps, mode);
+                avg_pool2(c.conv3x3(x, maps, mode), maps)
+            }
+        };
+        self.blocks.iter().fold(pooled, |(x, maps), block| match block {
+            Block::Packed(block) => block.forward(x, maps),
+            Block::Parameters(block) => block.forward(x, maps, mode),
+        })
     }
 
     /// Positions of the last feature map and its channels.
@@ -121,6 +156,15 @@ impl NormedConv {
         };
         let weight = params.tensor2(&format!("{conv}.weight"));
         NormedConv { weight, norm: batch_norm, name: norm.to_owned() }
+    }
+
+    /// For inference: a convolution of one tap, or of rows that hold all taps. It stays f32, whatever the precision.
+    fn packed(self) -> PackedConv {
+        PackedConv::new(self.weight, &self.norm)
+    }
+
+    fn packed_3x3(self) -> PackedConv {
+        PackedConv::new_3x3(self.weight, &self.norm)
     }
 
     /// A convolution of one tap, or of rows that hold all taps.
@@ -172,6 +216,16 @@ impl Bottleneck {
         }
     }
 
+    fn packed(self) -> PackedBottleneck {
+        PackedBottleneck {
+            narrow: self.narrow.packed(),
+            spatial: self.spatial.packed_3x3(),
+            widen: self.widen.packed(),
+            shortcut: self.shortcut.map(NormedConv::packed),
+            pools: self.pools,
+        }
+    }
+
     fn forward(&self, x: Tensor<2>, maps: Maps, mode: &mut NormMode<'_>) -> (Tensor<2>, Maps) {
         let pool = |x: Tensor<2>| if self.pools { avg_pool2(x, maps) } else { (x, maps) };
         let y = self.narrow.linear(x.clone(), mode);
@@ -191,24 +245,41 @@ impl Bottleneck {
 struct AttentionPool {
     positions: Tensor<2>,
     q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    keys_values: KeysValues,
     c_proj: Linear,
     heads: usize,
 }
 
+/// The projections of keys and values; packed, neither is formed.
+#[derive(Clone, Debug)]
+enum KeysValues {
+    Parameters(Box<[Linear; 2]>),
+    Packed(PooledAttention),
+}
+
 impl AttentionPool {
     fn new(params: &dyn Source, heads: usize) -> AttentionPool {
+        let weight = |name: &str| params.tensor2(&format!("visual.attnpool.{name}.weight"));
+        let bias = |name: &str| params.tensor1(&format!("visual.attnpool.{name}.bias"));
         let linear = |name: &str| {
-            let weight = params.tensor2(&format!("visual.attnpool.{name}.weight"));
-            let bias = params.tensor1(&format!("visual.attnpool.{name}.bias"));
-            Linear::new(weight, Some(bias))
+            let linear = Linear::new(weight(name), Some(bias(name)));
+            match params.packing() {
+                Some(_) => linear.packed(Precision::F32),
+                None => linear,
+            }
+        };
+        let keys_values = match params.packing() {
+            Some(_) => {
+                let (keys, values) = (weight("k_proj"), weight("v_proj"));
+                let bias = bias("v_proj");
+                KeysValues::Packed(PooledAttention::new(keys, values, bias, heads, Precision::F32))
+            }
+            None => KeysValues::Parameters(Box::new([linear("k_proj"), linear("v_proj")])),
         };
         AttentionPool {
             positions: params.tensor2("visual.attnpool.positional_embedding"),
             q_proj: linear("q_proj"),
-            k_proj: linear("k_proj"),
-            v_proj: linear("v_proj"),
+            keys_values,
             c_proj: linear("c_proj"),
             heads,
         }
@@ -222,7 +293,13 @@ impl AttentionPool {
         let spans = Spans::uniform(n, cells + 1);
         let first: Vec<usize> = spans.iter().map(|rows| rows.start).collect();
         let q = self.q_proj.forward(select_rows(x.clone(), &first));
-        let kv = Tensor::cat(vec![self.k_proj.forward(x.clone()), self.v_proj.forward(x)], 1);
-        attention_pooled(q, kv, &spans, self.heads)
+        match &self.keys_values {
+            KeysValues::Packed(attention) => attention.forward(q, x, &spans),
+            KeysValues::Parameters(layers) => {
+                let [keys, values] = &**layers;
+                let kv = Tensor::cat(vec![keys.forward(x.clone()), values.forward(x)], 1);
+                attention_pooled(q, kv, &spans, self.heads)
+            }
+        }
     }
 }
