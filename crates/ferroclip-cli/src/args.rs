@@ -29,8 +29,12 @@ pub(crate) enum Command {
     Preprocess(cmd::preprocess::PreprocessArgs),
     /// Architecture, parameters, tokenizer and image pipeline of a model
     Inspect(cmd::inspect::InspectArgs),
+    /// Download a model, check it and keep it in the cache
+    Fetch(cmd::fetch::FetchArgs),
     /// Write a model in the files of open_clip, transformers or OpenAI's code
     Convert(cmd::convert::ConvertArgs),
+    /// Write the towers as ONNX graphs
+    Export(cmd::export::ExportArgs),
     /// Compare a model with what another program computed with it
     Verify(cmd::verify::VerifyArgs),
     /// Train a model from a TOML file

@@ -171,7 +171,7 @@ impl From<ferroclip_train::TrainError> for Error {
 }
 
 /// A message without the `(os error 2)` that Rust appends to the system's words.
-fn without_number(error: &dyn Display) -> String {
+pub(crate) fn without_number(error: &dyn Display) -> String {
     let text = error.to_string();
     match text.split_once(" (os error ") {
         Some((before, after)) => format!(

@@ -12,15 +12,13 @@ use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Error, Result, one_line};
-use crate::interrupt;
 use crate::output::note;
+use crate::{imagenet, interrupt};
 
 /// The largest file of texts.
 const MAX_TEXT_BYTES: u64 = 1 << 30;
 /// How deep directories of pictures may be nested.
 const MAX_DEPTH: usize = 16;
-/// OpenAI's 80 templates for ImageNet.
-const IMAGENET_TEMPLATES: &str = include_str!("templates/imagenet.txt");
 
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct TextArgs {
@@ -64,8 +62,8 @@ pub(crate) struct LabelArgs {
     /// A label; may be given several times
     #[arg(long, value_name = "LABEL")]
     pub(crate) label: Vec<String>,
-    /// A file of labels: one per line, `.jsonl` or `.csv`; `-` is standard input
-    #[arg(long, value_name = "FILE")]
+    /// `imagenet` (its 1,000 classes, as OpenAI calls them), or a file: one per line, `.jsonl` or `.csv`; `-` is standard input
+    #[arg(long, value_name = "NAME|FILE")]
     pub(crate) labels: Option<String>,
     /// The column or key of the labels in a `.csv` or `.jsonl`
     #[arg(long, value_name = "NAME", requires = "labels")]
@@ -73,8 +71,21 @@ pub(crate) struct LabelArgs {
 }
 
 impl LabelArgs {
-    /// The labels without blank lines and repetitions.
+    /// Whether any are given.
+    pub(crate) fn is_given(&self) -> bool {
+        !self.label.is_empty() || self.labels.is_some()
+    }
+
+    /// Whether the labels are ImageNet's classes.
+    pub(crate) fn is_imagenet(&self) -> bool {
+        self.label.is_empty() && self.labels.as_deref() == Some(imagenet::NAME)
+    }
+
+    /// The labels without blank lines and repetitions; ImageNet's classes as they are.
     pub(crate) fn read(&self, common: &Common) -> Result<Vec<String>> {
+        if self.is_imagenet() {
+            return Ok(imagenet::names());
+        }
         let mut given = self.label.clone();
         if let Some(source) = &self.labels {
             given.extend(read_texts(source, self.column.as_deref())?);
@@ -114,7 +125,7 @@ impl TemplateArgs {
     pub(crate) fn read(&self, default: &[String]) -> Result<Vec<String>> {
         let mut templates = self.template.clone();
         match self.templates.as_deref() {
-            Some("imagenet") => templates.extend(IMAGENET_TEMPLATES.lines().map(str::to_owned)),
+            Some(imagenet::NAME) => templates.extend(imagenet::templates()),
             Some(file) => {
                 let lines = read_texts(file, None)?;
                 templates.extend(lines.into_iter().filter(|line| !line.trim().is_empty()));

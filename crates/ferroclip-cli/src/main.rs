@@ -9,9 +9,12 @@
 
 mod args;
 mod atomic;
+mod classes;
 mod cmd;
 mod common;
 mod error;
+mod hub;
+mod imagenet;
 mod inputs;
 mod interrupt;
 mod layout;

@@ -3,19 +3,30 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use ferroclip::{Clip, ImageEncoder, ModelFiles, Precision, TextEncoder};
+use ferroclip::{
+    Clip, Config, ImageEncoder, ModelFiles, OpenOptions, Origin, Precision, TextEncoder, Tokenizer,
+};
 use ferroclip_kernels::Isa;
 
+use crate::common::Common;
 use crate::error::{Error, Result};
+use crate::hub;
 
 /// The model inside the program.
 pub(crate) const BUILTIN: &str = "draw-mini";
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// A built-in name, a model directory, or a file
+    /// A built-in name, a model directory, a file, or a model on the hub (downloaded once): `hf:owner/name`, or
+    /// a model and a tag of open_clip such as `ViT-B-32:laion2b_s34b_b79k`
     #[arg(long, default_value = BUILTIN, help_heading = "Model")]
     pub(crate) model: String,
+    /// Side of the images that the image tower sees: its positions are resampled [default: the model's]
+    #[arg(long, value_name = "PIXELS", help_heading = "Model")]
+    pub(crate) image_size: Option<usize>,
+    /// Positions of texts: the text tower's are interpolated [default: the model's]
+    #[arg(long, value_name = "N", help_heading = "Model")]
+    pub(crate) context_length: Option<usize>,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
 }
@@ -112,44 +123,114 @@ impl Encoders {
     }
 }
 
+/// What there is of a model: in some there is one tower.
+pub(crate) enum Opened {
+    Both(Box<Clip>),
+    Image(Box<ImageEncoder>),
+    Text(Box<TextEncoder>),
+}
+
+impl Opened {
+    pub(crate) fn config(&self) -> &Config {
+        match self {
+            Opened::Both(clip) => clip.config(),
+            Opened::Image(encoder) => encoder.config(),
+            Opened::Text(encoder) => encoder.config(),
+        }
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        match self {
+            Opened::Both(clip) => clip.origin(),
+            Opened::Image(encoder) => encoder.origin(),
+            Opened::Text(encoder) => encoder.origin(),
+        }
+    }
+
+    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
+        match self {
+            Opened::Both(clip) => Some(clip.tokenizer()),
+            Opened::Image(_) => None,
+            Opened::Text(encoder) => Some(encoder.tokenizer()),
+        }
+    }
+
+    pub(crate) fn clip(&self) -> Option<&Clip> {
+        match self {
+            Opened::Both(clip) => Some(clip),
+            Opened::Image(_) | Opened::Text(_) => None,
+        }
+    }
+}
+
 impl ModelArgs {
-    /// Sets up the computation and opens the model.
-    pub(crate) fn open(&self) -> Result<Clip> {
-        let path = self.set_up()?;
-        let precision = self.compute.precision.precision();
-        Ok(match path {
-            None => Clip::builtin_with(precision)?,
-            Some(path) => Clip::open_with(path, precision)?,
+    /// Opens what there is of the model, where [`ModelArgs::set_up`] has found it.
+    pub(crate) fn open_all(&self, path: Option<&Path>) -> Result<Opened> {
+        let Some(path) = path else {
+            return Ok(Opened::Both(Box::new(Clip::builtin_with(self.options())?)));
+        };
+        let options = self.options();
+        Ok(match Clip::open_with(path, options) {
+            Err(ferroclip::Error::NoTower { tower: "image", .. }) => {
+                Opened::Text(Box::new(TextEncoder::open_with(path, options)?))
+            }
+            Err(ferroclip::Error::NoTower { .. }) => {
+                Opened::Image(Box::new(ImageEncoder::open_with(path, options)?))
+            }
+            clip => Opened::Both(Box::new(clip?)),
         })
     }
 
+    /// Sets up the computation and opens the model.
+    pub(crate) fn open(&self, common: &Common) -> Result<Clip> {
+        let (path, options) = (self.set_up(common)?, self.options());
+        Ok(match path {
+            None => Clip::builtin_with(options)?,
+            Some(path) => Clip::open_with(path, options)?,
+        })
+    }
+
+    /// What is asked for besides the model.
+    pub(crate) fn options(&self) -> OpenOptions {
+        OpenOptions {
+            precision: self.compute.precision.precision(),
+            image_size: self.image_size,
+            context_length: self.context_length,
+        }
+    }
+
     /// Sets up the computation; the path of a model that is not the built-in one.
-    pub(crate) fn path(&self) -> Result<PathBuf> {
-        let path = self.set_up()?.map(Path::to_owned);
-        path.ok_or_else(|| {
+    pub(crate) fn path(&self, common: &Common) -> Result<PathBuf> {
+        self.set_up(common)?.ok_or_else(|| {
             Error::usage("the built-in model has no files").hint("give a model with `--model PATH`")
         })
     }
 
     /// The parts of the model, to be trained; the computation is set up already.
-    pub(crate) fn files(&self) -> Result<ModelFiles> {
-        Ok(match self.model.as_str() {
-            BUILTIN => ModelFiles::builtin()?,
-            path => ModelFiles::load(Path::new(path))?,
+    pub(crate) fn files(&self, common: &Common) -> Result<ModelFiles> {
+        self.refuse_sizes("training")?;
+        Ok(match locate(&self.model, common)? {
+            None => ModelFiles::builtin()?,
+            Some(path) => ModelFiles::load(&path)?,
         })
     }
 
     /// Sets up the computation and opens the towers asked for.
-    pub(crate) fn open_encoders(&self, image: bool, text: bool) -> Result<Encoders> {
-        let path = self.set_up()?;
-        let precision = self.compute.precision.precision();
+    pub(crate) fn open_encoders(
+        &self,
+        image: bool,
+        text: bool,
+        common: &Common,
+    ) -> Result<Encoders> {
+        let (path, options) = (self.set_up(common)?, self.options());
+        let path = path.as_deref();
         let open_image = || match path {
-            None => ImageEncoder::builtin_with(precision),
-            Some(path) => ImageEncoder::open_with(path, precision),
+            None => ImageEncoder::builtin_with(options),
+            Some(path) => ImageEncoder::open_with(path, options),
         };
         let open_text = || match path {
-            None => TextEncoder::builtin_with(precision),
-            Some(path) => TextEncoder::open_with(path, precision),
+            None => TextEncoder::builtin_with(options),
+            Some(path) => TextEncoder::open_with(path, options),
         };
         // Reading and packing keep one core busy each.
         let (image, text) =
@@ -157,20 +238,43 @@ impl ModelArgs {
         Ok(Encoders { image: image?, text: text? })
     }
 
-    /// Sets up the computation; the path of the model, `None` for the built-in one.
-    fn set_up(&self) -> Result<Option<&Path>> {
-        self.compute.set_up()?;
-        if self.model == BUILTIN {
-            return Ok(None);
+    /// Says that a model cannot have another size here.
+    pub(crate) fn refuse_sizes(&self, what: &str) -> Result<()> {
+        if self.image_size.is_none() && self.context_length.is_none() {
+            return Ok(());
         }
-        let path = Path::new(&self.model);
-        if !path.exists() {
-            let hint = format!(
-                "give a model directory or file, or `{BUILTIN}`, the built-in model; \
-                 this build does not download models"
-            );
-            return Err(Error::input(format!("no such model: `{}`", self.model)).hint(hint));
-        }
-        Ok(Some(path))
+        let message = format!("`--image-size` and `--context-length` have no meaning for {what}");
+        Err(Error::usage(message).hint("leave them out"))
     }
+
+    /// Sets up the computation; the path of the model, `None` for the built-in one.
+    pub(crate) fn set_up(&self, common: &Common) -> Result<Option<PathBuf>> {
+        self.compute.set_up()?;
+        if self.context_length.is_some_and(|n| n < 2) {
+            return Err(Error::usage("`--context-length` is too small")
+                .hint("start and end of text alone fill 2 positions"));
+        }
+        locate(&self.model, common)
+    }
+}
+
+/// The path of a model, `None` for the built-in one. What is not in the cache is downloaded.
+fn locate(model: &str, common: &Common) -> Result<Option<PathBuf>> {
+    if model == BUILTIN {
+        return Ok(None);
+    }
+    match from_hub(model, common)? {
+        Some(folder) => Ok(Some(folder)),
+        None if Path::new(model).exists() => Ok(Some(model.into())),
+        None => Err(hub::unknown(model)),
+    }
+}
+
+/// The folder of a model that is named as one on the hub; a path that exists is none.
+pub(crate) fn from_hub(model: &str, common: &Common) -> Result<Option<PathBuf>> {
+    if Path::new(model).exists() {
+        return Ok(None);
+    }
+    let name = hub::Name::parse(model).transpose()?;
+    name.map(|name| hub::locate(&name, common)).transpose()
 }

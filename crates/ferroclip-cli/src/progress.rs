@@ -30,20 +30,34 @@ enum Shown {
 impl Progress {
     /// Progress through `total` of `what`, with a rate and the time left.
     pub(crate) fn new(common: &Common, what: &'static str, total: usize) -> Progress {
-        Progress::with(common, what, 0, total as u64, "  {per_sec}  {eta} left")
+        Progress::with(common, what, 0, total as u64, "{pos}/{len}  {per_sec}  {eta} left")
     }
 
     /// The same for work of which `begun` are done, and whose messages tell rate and time left.
     pub(crate) fn resumed(common: &Common, what: &'static str, begun: u64, total: u64) -> Progress {
-        Progress::with(common, what, begun, total, "")
+        Progress::with(common, what, begun, total, "{pos}/{len}")
     }
 
-    fn with(common: &Common, what: &'static str, begun: u64, total: u64, rate: &str) -> Progress {
+    /// Progress through a file of `total` bytes of which `begun` are there.
+    #[cfg(feature = "hub")]
+    pub(crate) fn bytes(common: &Common, begun: u64, total: u64) -> Progress {
+        let figures = "{decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  {eta} left";
+        Progress::with(common, "bytes", begun, total, figures)
+    }
+
+    /// `figures` stands behind the bar.
+    fn with(
+        common: &Common,
+        what: &'static str,
+        begun: u64,
+        total: u64,
+        figures: &str,
+    ) -> Progress {
         let shown = match common.progress {
             _ if common.quiet => Shown::Nothing,
             ProgressMode::Json => Shown::Json(Mutex::new(Instant::now())),
             ProgressMode::Auto if io::stderr().is_terminal() => {
-                Shown::Bar(bar(what, begun, total, rate))
+                Shown::Bar(bar(what, begun, total, figures))
             }
             _ => Shown::Nothing,
         };
@@ -101,9 +115,13 @@ impl Drop for Progress {
     }
 }
 
-fn bar(what: &'static str, begun: u64, total: u64, rate: &str) -> ProgressBar {
-    let template = format!("{{prefix}} {{bar:30}} {{pos}}/{{len}}{rate}  {{msg}}");
+fn bar(what: &'static str, begun: u64, total: u64, figures: &str) -> ProgressBar {
+    let template = format!("{{prefix}} {{bar:30}} {figures}  {{msg}}");
     let style =
         ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style).with_prefix(what).with_position(begun)
+    let bar = ProgressBar::new(total).with_style(style).with_prefix(what);
+    bar.set_position(begun);
+    // What was there before says nothing of the rate.
+    bar.reset_eta();
+    bar
 }

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::shards::{ShardStore, expand_braces};
+use crate::benchmark::{self, Benchmark};
+use crate::shards::{CLASS_COLUMN, ShardStore, expand_braces};
 use crate::shared_file::open_regular;
-use crate::table::{MAX_TABLE_BYTES, Table, TextFormat, read_text, stays_inside};
+use crate::table::{Table, TextFormat, read_text, stays_inside};
 use crate::zip_store::ZipStore;
 use crate::{DataError, Filter, folder};
 
@@ -46,6 +47,7 @@ pub struct Dataset {
     store: Store,
     notices: Vec<String>,
     max_bytes: u64,
+    benchmark: Option<Benchmark>,
 }
 
 /// Where the pictures are.
@@ -69,18 +71,25 @@ impl Dataset {
     /// - a directory of class folders: columns `file` and `label`;
     /// - a tsv, csv or parquet file: paths relative to it, or absolute;
     /// - WebDataset tars, one or a pattern such as `shards/{00000..00003}.tar`: columns `file`,
-    ///   `caption` from the `.txt`, and the keys of the `.json`.
+    ///   `caption` from the `.txt`, `cls` from the `.cls`, and the keys of the `.json`;
+    /// - a dataset of CLIP_benchmark or one of its splits: tars as above, see [`Benchmark`].
     ///
     /// A picture that is absent or broken is an error when it is read, not here.
     pub fn open(path: &Path, filters: &[Filter]) -> Result<Self, DataError> {
-        let (store, table, notices) = open_any(path, filters)?;
+        let found = if path.is_dir() { benchmark::find(path)? } else { None };
+        let (benchmark, opened) = match found {
+            Some((benchmark, shards)) => (Some(benchmark), open_shards(path, shards, filters)?),
+            None => (None, open_any(path, filters)?),
+        };
+        let (store, table, notices) = opened;
         if table.rows() == 0 {
             return Err(DataError::NoSamples {
                 path: path.to_owned(),
                 filtered: !filters.is_empty(),
             });
         }
-        Ok(Self { path: path.to_owned(), table, store, notices, max_bytes: MAX_PICTURE_BYTES })
+        let (path, max_bytes) = (path.to_owned(), MAX_PICTURE_BYTES);
+        Ok(Self { path, table, store, notices, max_bytes, benchmark })
     }
 
     /// Sets the most bytes that a picture's file may have.
@@ -126,6 +135,16 @@ impl Dataset {
         self.table.key(row)
     }
 
+    /// What tells the picture of a row from those of others. Rows of a table that name one file share it; samples of
+    /// shards never do, though names come again from shard to shard.
+    ///
+    /// # Panics
+    /// Where `row` is not below [`Self::len`].
+    pub fn picture(&self, row: usize) -> (Option<usize>, &str) {
+        let sample = matches!(self.store, Store::Shards(_)).then_some(row);
+        (sample, self.key(row))
+    }
+
     /// A cell by column number.
     ///
     /// # Panics
@@ -140,6 +159,19 @@ impl Dataset {
     /// Where `row` is not below [`Self::len`].
     pub fn text(&self, row: usize, column: &str) -> Option<&str> {
         Some(self.cell(row, self.table.column_index(column)?))
+    }
+
+    /// What lies beside the data, where it is a dataset of CLIP_benchmark.
+    pub fn benchmark(&self) -> Option<&Benchmark> {
+        self.benchmark.as_ref()
+    }
+
+    /// The number of a row's class: its cell in the column `cls`. `None` where it has none, or no number.
+    ///
+    /// # Panics
+    /// Where `row` is not below [`Self::len`].
+    pub fn class(&self, row: usize) -> Option<usize> {
+        self.text(row, CLASS_COLUMN)?.parse().ok()
     }
 
     /// What was passed over while opening, one sentence each, to be reported.
@@ -347,7 +379,12 @@ fn open_zip(path: &Path, filters: &[Filter]) -> Result<Opened, DataError> {
         });
     };
     let file = path.join(name);
-    let bytes = zip.read(names[name], MAX_TABLE_BYTES)?;
+    let bytes = zip.read(names[name], zip.table_limit()).map_err(|error| match error {
+        DataError::PictureTooLarge { limit, .. } => {
+            DataError::TooLarge { path: file.clone(), what: "bytes", limit }
+        }
+        other => other,
+    })?;
     let table = match table_kind(name) {
         TableKind::Text(format) => read_text(&*bytes, format, &file, filters)?,
         TableKind::Parquet => read_parquet_bytes(bytes, &file, filters)?,

@@ -244,7 +244,8 @@ impl DataError {
             }
             Self::UnknownKind { .. } => {
                 "give a directory of class folders, a directory or zip with labels.tsv, a csv or tsv \
-                 with a column `file`, or tar shards such as `shards/{00000..00003}.tar`"
+                 with a column `file`, tar shards such as `shards/{00000..00003}.tar`, or a dataset \
+                 of CLIP_benchmark (of type `retrieval` or `classification`)"
             }
             Self::TwoTables { .. } => {
                 "remove one of them; in a directory, the path of the right one may be given instead"

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a panic is how a test fails"))]
 
+mod benchmark;
 mod dataset;
 mod error;
 mod filter;
@@ -33,6 +34,7 @@ mod table;
 mod tally;
 mod zip_store;
 
+pub use benchmark::Benchmark;
 pub use dataset::{Dataset, MAX_PICTURE_BYTES, Source, digest};
 pub use error::DataError;
 pub use filter::Filter;

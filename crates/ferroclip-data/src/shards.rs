@@ -1,7 +1,7 @@
 //! WebDataset tar shards, as img2dataset writes them.
 //!
 //! A sample is the files of one shard that share a name up to the first dot: a picture, a `.txt`
-//! (the caption) and a `.json` (further columns). One pass over the headers, skipping the
+//! (the caption), a `.cls` (the number of a class) and a `.json` (further columns). One pass over the headers, skipping the
 //! pictures, builds the table; pictures are then read by position.
 //!
 //! Limits: regular files only; names from GNU long names and pax headers; no compressed tars.
@@ -20,10 +20,15 @@ use crate::{DataError, Filter};
 
 /// The most bytes of a caption, of a json, and of a header extension.
 const MAX_TEXT_BYTES: u64 = 1 << 20;
+/// The most bytes of a name: a sample keeps its name three times.
+const MAX_NAME_BYTES: usize = 1 << 10;
 /// The most columns: every sample pays for each.
 const MAX_COLUMNS: usize = 256;
 /// The most shards that a pattern may name.
-const MAX_SHARDS: usize = 1 << 20;
+pub(crate) const MAX_SHARDS: usize = 1 << 20;
+
+/// The column of the numbers of classes.
+pub(crate) const CLASS_COLUMN: &str = "cls";
 
 /// Opened shards, and where each row's picture lies.
 #[derive(Debug)]
@@ -53,11 +58,12 @@ impl ShardStore {
         for path in shards {
             let file = SharedFile::open(&path)?;
             for sample in index_shard(&path, &file)? {
+                let cells = sample.cells(&path)?;
                 let Some((name, offset, len)) = sample.picture else {
                     without_picture += 1;
                     continue;
                 };
-                if builder.push(&name, &sample.cells)? {
+                if builder.push(&name, &cells)? {
                     let shard = store.shards.len() as u32;
                     store.spans.push(Span { shard, offset, len });
                 }
@@ -93,7 +99,29 @@ struct Sample {
     /// Name, offset and length.
     picture: Option<(String, u64, u64)>,
     caption: Option<String>,
-    cells: Vec<(String, String)>,
+    class: Option<String>,
+    /// Name and text. It is parsed when the row is made: as text it takes no more than the file.
+    json: Option<(String, String)>,
+}
+
+impl Sample {
+    /// The further columns: caption and class, and the members of the json.
+    fn cells(&self, path: &Path) -> Result<Vec<(String, String)>, DataError> {
+        let mut cells = match &self.json {
+            Some((name, text)) => json_cells(path, name, text)?,
+            None => Vec::new(),
+        };
+        if let Some(caption) = &self.caption {
+            // The text file is the caption itself; the json only repeats it.
+            cells.retain(|(name, _)| name != "caption");
+            cells.insert(0, ("caption".to_owned(), caption.clone()));
+        }
+        if let Some(class) = &self.class {
+            cells.retain(|(name, _)| name != CLASS_COLUMN);
+            cells.push((CLASS_COLUMN.to_owned(), class.clone()));
+        }
+        Ok(cells)
+    }
 }
 
 fn index_shard(path: &Path, file: &SharedFile) -> Result<Vec<Sample>, DataError> {
@@ -115,10 +143,15 @@ fn index_shard(path: &Path, file: &SharedFile) -> Result<Vec<Sample>, DataError>
                 let text = read_text(path, file, &name, offset, len)?;
                 sample.caption = Some(text.trim_end_matches(['\r', '\n']).to_owned());
             }
-            "json" if !sample.cells.is_empty() => return Err(twice()),
+            "cls" if sample.class.is_some() => return Err(twice()),
+            "cls" => {
+                let text = read_text(path, file, &name, offset, len)?;
+                sample.class = Some(text.trim().to_owned());
+            }
+            "json" if sample.json.is_some() => return Err(twice()),
             "json" => {
                 let text = read_text(path, file, &name, offset, len)?;
-                sample.cells = json_cells(path, &name, &text)?;
+                sample.json = Some((name, text));
             }
             _ if is_picture(&name) && sample.picture.is_some() => return Err(twice()),
             _ if is_picture(&name) => sample.picture = Some((name, offset, len)),
@@ -126,13 +159,6 @@ fn index_shard(path: &Path, file: &SharedFile) -> Result<Vec<Sample>, DataError>
         }
         Ok(())
     })?;
-    for sample in &mut samples {
-        // The text file is the caption itself; the json only repeats it.
-        if let Some(caption) = sample.caption.take() {
-            sample.cells.retain(|(name, _)| name != "caption");
-            sample.cells.insert(0, ("caption".to_owned(), caption));
-        }
-    }
     Ok(samples)
 }
 
@@ -173,6 +199,9 @@ fn for_each_file(
                 };
                 let name = String::from_utf8(bytes)
                     .map_err(|_| malformed(None, &"a name is not UTF-8"))?;
+                if name.len() > MAX_NAME_BYTES {
+                    return Err(malformed(None, &"a name is too long"));
+                }
                 if !stays_inside(&name) {
                     return Err(DataError::UnsafeName { path: path.to_owned(), line: None, name });
                 }

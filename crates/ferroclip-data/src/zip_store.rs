@@ -15,7 +15,7 @@ use zip::{ZipArchive, ZipReadOptions};
 
 use crate::DataError;
 use crate::shared_file::SharedFile;
-use crate::table::stays_inside;
+use crate::table::{MAX_TABLE_BYTES, stays_inside};
 
 /// An opened zip.
 #[derive(Debug)]
@@ -39,6 +39,13 @@ impl ZipStore {
             return Err(DataError::archive(path, None, "a name is listed twice"));
         }
         Ok((store, names))
+    }
+
+    /// The most bytes of a table: what is packed can unfold to a thousand times as much, and a table is unpacked into
+    /// memory. The pictures that it names take more than it does.
+    pub(crate) fn table_limit(&self) -> u64 {
+        const LEAST: u64 = 16 << 20;
+        LEAST.saturating_add(self.file.len()).min(MAX_TABLE_BYTES)
     }
 
     fn list(&self) -> Result<HashMap<String, u32>, DataError> {

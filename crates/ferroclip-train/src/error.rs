@@ -198,7 +198,10 @@ impl TrainError {
                 ));
             }
             TrainError::Diverged { .. } => "lower `optimizer.lr` or set `optimizer.clip_norm`",
-            TrainError::Evaluation { .. } | TrainError::Cancelled => return None,
+            TrainError::Evaluation { .. } => {
+                "check the data, the column of its labels and the labels to choose from"
+            }
+            TrainError::Cancelled => return None,
             TrainError::Model(error) => return error.hint(),
             TrainError::Data(error) => return error.hint(),
         };

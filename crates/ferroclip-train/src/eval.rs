@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::AtomicBool;
 
 use ferroclip::image::DecodeLimits;
-use ferroclip::{Classifier, Clip, EmbedOptions, Embeddings, Error, ImageSource};
+use ferroclip::{Classifier, Clip, EmbedOptions, Embeddings, Error, ImageSource, Score};
 use ferroclip_data::{Dataset, Failure, Tally};
 use ferroclip_kernels::{Isa, dots};
 use rayon::prelude::*;
@@ -40,13 +40,10 @@ impl std::fmt::Debug for EvalOptions<'_> {
 /// What to classify, and into what.
 #[derive(Clone, Copy, Debug)]
 pub struct ZeroShotTask<'a> {
-    /// The column of labels.
-    pub label_column: &'a str,
-    /// The labels to choose from; all that the data has, in alphabetical order, where there are
-    /// none.
-    pub labels: Option<&'a [String]>,
-    /// Wrap the labels; the model's own where there are none.
-    pub templates: &'a [String],
+    /// The labels to choose from.
+    pub classifier: &'a Classifier,
+    /// The place of each row's right label among them; `None` where the row has no label.
+    pub right: &'a [Option<usize>],
 }
 
 /// The outcome of zero-shot classification. Scores are shares, 0 to 1.
@@ -229,54 +226,97 @@ pub fn label_union(dataset: &Dataset, column: &str) -> Result<Vec<String>, Train
     Ok(labels.into_iter().filter(|label| !label.is_empty()).map(str::to_owned).collect())
 }
 
-/// Classifies every picture of the data by its label.
+/// The place of each row's label among `labels`; `None` where the row's cell is empty.
 ///
 /// # Errors
-/// Where the column is unknown, a label is not among those to choose from, a template lacks `{}`,
-/// no picture can be read, or the stop flag was raised.
+/// Where the column is unknown, or a label is not among those to choose from.
+pub fn right_labels(
+    dataset: &Dataset,
+    column: &str,
+    labels: &[String],
+) -> Result<Vec<Option<usize>>, TrainError> {
+    let column = dataset.column_index(column)?;
+    // Of equal labels the first.
+    let places: HashMap<&str, usize> =
+        labels.iter().enumerate().rev().map(|(i, label)| (label.as_str(), i)).collect();
+    let place = |row| match dataset.cell(row, column) {
+        "" => Ok(None),
+        label => places.get(label).copied().map(Some).ok_or_else(|| {
+            let reason = format!("its label `{label}` is not among the labels to choose from");
+            TrainError::Evaluation { path: dataset.path().to_owned(), reason }
+        }),
+    };
+    (0..dataset.len()).map(place).collect()
+}
+
+/// The place of each row's class where rows hold it as a number, as those of CLIP_benchmark do.
+///
+/// # Errors
+/// Where a number is none of `n_labels` labels.
+pub fn right_classes(dataset: &Dataset, n_labels: usize) -> Result<Vec<Option<usize>>, TrainError> {
+    let classes: Vec<Option<usize>> = (0..dataset.len()).map(|row| dataset.class(row)).collect();
+    match classes.iter().flatten().find(|&&class| class >= n_labels) {
+        None => Ok(classes),
+        Some(class) => {
+            let reason = format!("a sample is of class {class}, and there are {n_labels} classes");
+            Err(TrainError::Evaluation { path: dataset.path().to_owned(), reason })
+        }
+    }
+}
+
+/// Classifies every picture of the data that has a label.
+///
+/// # Errors
+/// Where no picture can be read, or the stop flag was raised.
+///
+/// # Panics
+/// Where `right` is not as long as the data.
 pub fn zero_shot(
     clip: &Clip,
     dataset: &Dataset,
     task: &ZeroShotTask<'_>,
     options: &EvalOptions<'_>,
 ) -> Result<ZeroShot, TrainError> {
-    let column = dataset.column_index(task.label_column)?;
-    let labels = match task.labels {
-        Some(labels) => labels.to_vec(),
-        None => label_union(dataset, task.label_column)?,
-    };
-    let known: HashMap<&str, usize> =
-        labels.iter().enumerate().rev().map(|(i, label)| (label.as_str(), i)).collect();
+    assert_eq!(task.right.len(), dataset.len(), "a label for each row");
     let (rows, unlabelled): (Vec<usize>, Vec<usize>) =
-        (0..dataset.len()).partition(|&row| !dataset.cell(row, column).is_empty());
-    let unknown =
-        rows.iter().map(|&row| dataset.cell(row, column)).find(|l| !known.contains_key(l));
-    if let Some(label) = unknown {
-        let reason = format!("its label `{label}` is not among the labels to choose from");
-        return Err(TrainError::Evaluation { path: dataset.path().to_owned(), reason });
-    }
-    let own = &clip.config().templates;
-    let templates = if task.templates.is_empty() { own.as_slice() } else { task.templates };
-    let classifier = Classifier::new(clip, &labels, templates)?;
+        (0..dataset.len()).partition(|&row| task.right[row].is_some());
     let mut pictures = embed_pictures(clip, dataset, &rows, options)?;
     pictures.failures.extend(without(dataset, &unlabelled, "it has no label"));
-    let predictions: Vec<Prediction> = (0..pictures.rows.len())
-        .into_par_iter()
-        .map(|i| {
-            let row = pictures.rows[i];
-            let label = dataset.cell(row, column);
-            let best = classifier.classify(pictures.embeddings.row(i), TOP);
-            Prediction {
-                file: dataset.key(row).to_owned(),
-                label: label.to_owned(),
-                predicted: best[0].label.clone(),
-                score: best[0].score,
-                in_top5: best.iter().any(|score| score.label == label),
-            }
-        })
-        .collect();
-    let truncated = classifier.embeddings().truncated.len();
-    Ok(ZeroShot { truncated, ..summary(&labels, predictions, pictures.failures) })
+    let answer = |i: usize| Answer {
+        row: pictures.rows[i],
+        right: task.right[pictures.rows[i]].unwrap_or_default(),
+        best: task.classifier.classify(pictures.embeddings.row(i), TOP),
+    };
+    let answers: Vec<Answer> = (0..pictures.rows.len()).into_par_iter().map(answer).collect();
+    let labels = task.classifier.labels();
+    let prediction = |answer: &Answer| Prediction {
+        file: dataset.key(answer.row).to_owned(),
+        label: labels[answer.right].clone(),
+        predicted: answer.best[0].label.clone(),
+        score: answer.best[0].score,
+        in_top5: answer.is_near(),
+    };
+    let predictions = answers.iter().map(prediction).collect();
+    let truncated = task.classifier.embeddings().truncated.len();
+    let failures = pictures.failures;
+    Ok(ZeroShot { truncated, failures, predictions, ..summary(labels, &answers) })
+}
+
+/// The labels found for a picture, best first. Labels count by their place: two of the same name are two.
+struct Answer {
+    row: usize,
+    right: usize,
+    best: Vec<Score>,
+}
+
+impl Answer {
+    fn is_right(&self) -> bool {
+        self.best[0].label_idx == self.right
+    }
+
+    fn is_near(&self) -> bool {
+        self.best.iter().any(|score| score.label_idx == self.right)
+    }
 }
 
 /// Rows that cannot be scored for want of something.
@@ -290,36 +330,36 @@ fn without<'a>(
     rows.iter().map(failure)
 }
 
-fn summary(labels: &[String], predictions: Vec<Prediction>, failures: Vec<Failure>) -> ZeroShot {
-    let mut counts: HashMap<&str, [usize; 3]> = HashMap::new();
-    for p in &predictions {
-        let count = counts.entry(&p.label).or_default();
+/// The scores, without predictions and failures.
+fn summary(labels: &[String], answers: &[Answer]) -> ZeroShot {
+    let mut counts = vec![[0_usize; 3]; labels.len()];
+    for answer in answers {
+        let count = &mut counts[answer.right];
         count[0] += 1;
-        count[1] += usize::from(p.predicted == p.label);
-        count[2] += usize::from(p.in_top5);
+        count[1] += usize::from(answer.is_right());
+        count[2] += usize::from(answer.is_near());
     }
     let share = |part: usize, all: usize| part as f64 / all.max(1) as f64;
-    let classes: Vec<ClassScore> = labels
-        .iter()
-        .filter_map(|label| {
-            let [n, top1, top5] = counts.remove(label.as_str())?;
-            Some(ClassScore { label: label.clone(), n, top1: share(top1, n), top5: share(top5, n) })
-        })
-        .collect();
-    let n = predictions.len();
-    let right = predictions.iter().filter(|p| p.predicted == p.label).count();
-    let near = predictions.iter().filter(|p| p.in_top5).count();
+    let score = |(label, &[n, top1, top5]): (&String, &[usize; 3])| ClassScore {
+        label: label.clone(),
+        n,
+        top1: share(top1, n),
+        top5: share(top5, n),
+    };
+    let classes: Vec<ClassScore> =
+        labels.iter().zip(&counts).filter(|(_, count)| count[0] > 0).map(score).collect();
+    let total = |part: usize| counts.iter().map(|count| count[part]).sum::<usize>();
     let recall: f64 = classes.iter().map(|class| class.top1).sum();
     ZeroShot {
-        n,
+        n: total(0),
         n_labels: labels.len(),
-        top1: share(right, n),
-        top5: share(near, n),
+        top1: share(total(1), total(0)),
+        top5: share(total(2), total(0)),
         mean_per_class_recall: recall / classes.len().max(1) as f64,
         classes,
-        predictions,
+        predictions: Vec::new(),
         truncated: 0,
-        failures,
+        failures: Vec::new(),
     }
 }
 
@@ -337,13 +377,15 @@ pub fn retrieval(
 ) -> Result<Retrieval, TrainError> {
     let columns = caption_columns.iter().map(|name| dataset.column_index(name));
     let columns: Vec<usize> = columns.collect::<Result<_, _>>()?;
-    let mut captions: HashMap<&str, Vec<&str>> = HashMap::new();
+    let mut captions: HashMap<(Option<usize>, &str), Vec<&str>> = HashMap::new();
     let (mut rows, mut bare) = (Vec::new(), Vec::new());
+    let one_a_line = dataset.benchmark().is_some_and(|benchmark| benchmark.is_retrieval);
     for row in 0..dataset.len() {
         let cells = columns.iter().map(|&column| dataset.cell(row, column));
-        let texts: Vec<&str> = cells.filter(|text| !text.trim().is_empty()).collect();
+        let texts = cells.flat_map(|cell| captions_of(cell, one_a_line));
+        let texts: Vec<&str> = texts.filter(|text| !text.trim().is_empty()).collect();
         if !texts.is_empty() {
-            let list = captions.entry(dataset.key(row)).or_default();
+            let list = captions.entry(dataset.picture(row)).or_default();
             if list.is_empty() {
                 rows.push(row);
             }
@@ -352,12 +394,12 @@ pub fn retrieval(
             bare.push(row);
         }
     }
-    bare.retain(|&row| !captions.contains_key(dataset.key(row)));
+    bare.retain(|&row| !captions.contains_key(&dataset.picture(row)));
     let mut pictures = embed_pictures(clip, dataset, &rows, options)?;
     pictures.failures.extend(without(dataset, &bare, "it has no caption"));
     let (mut texts, mut owners) = (Vec::<&str>::new(), Vec::new());
     for (picture, &row) in pictures.rows.iter().enumerate() {
-        let own = &captions[dataset.key(row)];
+        let own = &captions[&dataset.picture(row)];
         texts.extend(own);
         owners.extend(own.iter().map(|_| picture));
     }
@@ -372,6 +414,12 @@ pub fn retrieval(
         truncated: embedded.truncated.len(),
         failures: pictures.failures,
     })
+}
+
+/// The captions in a cell: all of it, or each of its lines.
+fn captions_of(cell: &str, one_a_line: bool) -> impl Iterator<Item = &str> {
+    let whole = (!one_a_line).then_some(cell);
+    whole.into_iter().chain(one_a_line.then(|| cell.lines()).into_iter().flatten())
 }
 
 /// Recall both ways; text `i` belongs to picture `owners[i]`.
@@ -435,24 +483,25 @@ mod tests {
     }
 
     #[test]
-    fn classes_weigh_the_same() {
-        let prediction = |label: &str, predicted: &str, in_top5| Prediction {
-            file: String::new(),
-            label: label.into(),
-            predicted: predicted.into(),
-            score: 0.5,
-            in_top5,
+    fn classes_weigh_the_same_and_count_by_place() {
+        let answer = |right: usize, found: &[usize]| {
+            let score =
+                |&label_idx| Score { label: "x".into(), label_idx, score: 0.5, similarity: 0.5 };
+            Answer { row: 0, right, best: found.iter().map(score).collect() }
         };
-        let predictions = vec![
-            prediction("a", "a", true),
-            prediction("a", "a", true),
-            prediction("a", "b", true),
-            prediction("b", "a", false),
-        ];
-        let labels = ["a", "b", "c"].map(String::from);
-        let score = summary(&labels, predictions, Vec::new());
+        let answers = [answer(0, &[0, 1]), answer(0, &[0]), answer(0, &[1, 0]), answer(1, &[0, 2])];
+        // All of one name, as some of ImageNet's are: a label is a place.
+        let labels = ["x", "x", "x"].map(String::from);
+        let score = summary(&labels, &answers);
         assert_eq!((score.n, score.n_labels, score.top1, score.top5), (4, 3, 0.5, 0.75));
         assert!((score.mean_per_class_recall - 1.0 / 3.0).abs() < 1e-12);
         assert_eq!(score.classes.len(), 2);
+    }
+
+    #[test]
+    fn captions_are_lines_where_the_data_says_so() {
+        let found = |one_a_line| captions_of("a cat\r\na dog\n", one_a_line).collect::<Vec<_>>();
+        assert_eq!(found(true), ["a cat", "a dog"]);
+        assert_eq!(found(false), ["a cat\r\na dog\n"]);
     }
 }

@@ -45,7 +45,7 @@ pub use config::{
 pub use error::TrainError;
 pub use eval::{
     ClassScore, EvalOptions, Pictures, Prediction, Recall, Retrieval, SetScore, ZeroShot,
-    ZeroShotTask, embed_pictures, label_union, retrieval, zero_shot,
+    ZeroShotTask, embed_pictures, label_union, retrieval, right_classes, right_labels, zero_shot,
 };
 pub use gradient::{Batch, BatchGradient, BatchOptions, batch_gradient, batch_gradient_on};
 pub use metrics::{StepMetrics, StepTime};

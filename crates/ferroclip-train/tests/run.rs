@@ -5,11 +5,11 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ferroclip::Clip;
+use ferroclip::{Classifier, Clip};
 use ferroclip_data::Dataset;
 use ferroclip_train::{
-    EvalOptions, Event, Outcome, Start, TrainConfig, TrainError, ZeroShotTask, dry_run, run,
-    zero_shot,
+    EvalOptions, Event, Outcome, Start, TrainConfig, TrainError, ZeroShotTask, dry_run,
+    label_union, right_labels, run, zero_shot,
 };
 
 const MODEL: &str = r#"{
@@ -229,7 +229,10 @@ fn learns_colours_and_the_model_can_be_opened() {
     train(&config, Start::New).unwrap();
     let clip = Clip::open(place.out("a").join("final")).unwrap();
     let data = Dataset::open(&place.out("data"), &[]).unwrap();
-    let task = ZeroShotTask { label_column: "label", labels: None, templates: &[] };
+    let labels = label_union(&data, "label").unwrap();
+    let classifier = Classifier::new(&clip, &labels, &clip.config().templates).unwrap();
+    let right = right_labels(&data, "label", &labels).unwrap();
+    let task = ZeroShotTask { classifier: &classifier, right: &right };
     let found = zero_shot(&clip, &data, &task, &EvalOptions::default()).unwrap();
     assert_eq!((found.n, found.n_labels, found.top5), (24, 3, 1.0));
     assert!(found.top1 > 0.9, "{found:?}");

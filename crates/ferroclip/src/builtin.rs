@@ -4,6 +4,7 @@ use crate::checkpoint::{Checkpoint, TensorReader};
 use crate::config::Config;
 use crate::error::Error;
 use crate::model_dir::ModelFiles;
+use crate::open_options::OpenOptions;
 use crate::param::Weights;
 use crate::tokenizer::Tokenizer;
 
@@ -25,7 +26,7 @@ pub(crate) fn draw_mini() -> Result<ModelFiles, Error> {
     Ok(ModelFiles { config, weights, tokenizer: tokenizer()? })
 }
 
-pub(crate) fn config() -> Result<Config, Error> {
+fn config() -> Result<Config, Error> {
     Config::from_json(CONFIG, NAME)
 }
 
@@ -34,7 +35,10 @@ pub(crate) fn tokenizer() -> Result<Tokenizer, Error> {
         .map_err(|source| Error::Tokenizer { origin: NAME.to_owned(), source })
 }
 
-/// The tensors.
-pub(crate) fn tensors(config: &Config) -> Result<TensorReader, Error> {
-    Checkpoint::from_bytes(WEIGHTS, NAME)?.model(&config.model)
+/// Config and tensors, at the sizes that are asked for.
+pub(crate) fn open_with(options: &OpenOptions) -> Result<(Config, TensorReader), Error> {
+    let mut config = config()?;
+    let mut tensors = Checkpoint::from_bytes(WEIGHTS, NAME)?.model(&config.model)?;
+    options.resize(&mut config, &mut tensors, NAME)?;
+    Ok((config, tensors))
 }

@@ -8,12 +8,13 @@ use ferroclip_ops::Precision;
 
 use crate::builtin;
 use crate::checkpoint::TensorReader;
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::embed_options::EmbedOptions;
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 use crate::model_dir::{self, ModelFiles, Origin};
+use crate::open_options::OpenOptions;
 use crate::param::{Weights, is_of_image};
 use crate::text_encoder::TextEncoder;
 use crate::tokenizer::{Tokenizer, Tokens};
@@ -44,15 +45,20 @@ impl Clip {
         Clip::open_with(path, Precision::F32)
     }
 
-    /// As [`Clip::open`], to compute in this precision.
+    /// As [`Clip::open`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`Clip::open`].
-    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<Clip, Error> {
-        let found = model_dir::open(path.as_ref())?;
+    /// As [`Clip::open`]; and when the model cannot have the sizes asked for.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: impl Into<OpenOptions>,
+    ) -> Result<Clip, Error> {
+        let options = options.into();
+        let found = model_dir::open_with(path.as_ref(), &options)?;
+        found.needs(Towers::Both, path.as_ref())?;
         let tokenizer = found.tokenizer()?;
         let model_dir::Found { config, tensors, origin, .. } = found;
-        let mut clip = Clip::read(config, tokenizer, tensors, precision)?;
+        let mut clip = Clip::read(config, tokenizer, tensors, options.precision)?;
         clip.image.set_origin(origin);
         Ok(clip)
     }
@@ -65,14 +71,14 @@ impl Clip {
         Clip::builtin_with(Precision::F32)
     }
 
-    /// As [`Clip::builtin`], to compute in this precision.
+    /// As [`Clip::builtin`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`Clip::builtin`].
-    pub fn builtin_with(precision: Precision) -> Result<Clip, Error> {
-        let config = builtin::config()?;
-        let tensors = builtin::tensors(&config)?;
-        Clip::read(config, builtin::tokenizer()?, tensors, precision)
+    /// When the model cannot have the sizes asked for.
+    pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<Clip, Error> {
+        let options = options.into();
+        let (config, tensors) = builtin::open_with(&options)?;
+        Clip::read(config, builtin::tokenizer()?, tensors, options.precision)
     }
 
     /// A model from its parts, for instance one that was just trained.

@@ -41,6 +41,14 @@ pub enum Error {
         /// What was looked for.
         reason: String,
     },
+    /// The model has only the other tower.
+    #[error("the model `{}` has no {tower} tower", path.display())]
+    NoTower {
+        /// The path as given.
+        path: PathBuf,
+        /// `image` or `text`.
+        tower: &'static str,
+    },
     /// A file of weights is damaged or of a kind that is not read.
     #[error("cannot read the weights `{origin}`: {reason}")]
     Weights {
@@ -192,7 +200,7 @@ impl Error {
         match self {
             Error::Io { .. } => "io",
             Error::UnknownPreset { .. } | Error::Config { .. } => "config",
-            Error::NoModel { .. } | Error::Conversion { .. } => "model",
+            Error::NoModel { .. } | Error::NoTower { .. } | Error::Conversion { .. } => "model",
             Error::Weights { .. }
             | Error::Mismatch { .. }
             | Error::ImpossibleWeight { .. }
@@ -221,6 +229,9 @@ impl Error {
             }
             Error::NoModel { .. } => {
                 "give a directory of open_clip or transformers, with its config and weights, or a file of weights"
+            }
+            Error::NoTower { .. } => {
+                "it is a model of one tower, for `embed` of what that tower reads; take the whole model for anything else"
             }
             Error::Weights { .. } => "copy or download the file again from the model's source",
             Error::Mismatch { .. } => {

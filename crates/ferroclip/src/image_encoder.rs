@@ -12,12 +12,13 @@ use rayon::prelude::*;
 
 use crate::builtin;
 use crate::checkpoint::TensorReader;
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
 use crate::image::{ImageError, Picture};
 use crate::model_dir::{self, Origin};
+use crate::open_options::OpenOptions;
 use crate::param::Weights;
 use crate::towers::ImageTower;
 
@@ -73,13 +74,19 @@ impl ImageEncoder {
         ImageEncoder::open_with(path, Precision::F32)
     }
 
-    /// As [`ImageEncoder::open`], to compute in this precision.
+    /// As [`ImageEncoder::open`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`ImageEncoder::open`].
-    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<ImageEncoder, Error> {
-        let model_dir::Found { config, mut tensors, origin, .. } = model_dir::open(path.as_ref())?;
-        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, precision)?;
+    /// As [`ImageEncoder::open`]; and when the model cannot have the sizes asked for.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: impl Into<OpenOptions>,
+    ) -> Result<ImageEncoder, Error> {
+        let options = options.into();
+        let found = model_dir::open_with(path.as_ref(), &options)?;
+        found.needs(Towers::Image, path.as_ref())?;
+        let model_dir::Found { config, mut tensors, origin, .. } = found;
+        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)?;
         Ok(ImageEncoder { origin, ..encoder })
     }
 
@@ -91,14 +98,14 @@ impl ImageEncoder {
         ImageEncoder::builtin_with(Precision::F32)
     }
 
-    /// As [`ImageEncoder::builtin`], to compute in this precision.
+    /// As [`ImageEncoder::builtin`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`ImageEncoder::builtin`].
-    pub fn builtin_with(precision: Precision) -> Result<ImageEncoder, Error> {
-        let config = builtin::config()?;
-        let mut tensors = builtin::tensors(&config)?;
-        ImageEncoder::read(Arc::new(config), &mut tensors, precision)
+    /// When the model cannot have the sizes asked for.
+    pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<ImageEncoder, Error> {
+        let options = options.into();
+        let (config, mut tensors) = builtin::open_with(&options)?;
+        ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)
     }
 
     /// The encoder of these tensors, of which only the image tower's are read.

@@ -58,6 +58,8 @@ pub mod image;
 mod image_encoder;
 mod init;
 mod model_dir;
+mod onnx;
+mod open_options;
 mod param;
 mod parameter_shapes;
 mod pretrained;
@@ -71,7 +73,7 @@ pub use checkpoint::FloatFormat;
 pub use clip::Clip;
 pub use config::{
     ActivationConfig, Approximation, Cleaning, Config, ImagePool, Layers, ModelConfig, NormConfig,
-    Sides, TextConfig, TextPool, TextProjection, TokenizerConfig, VisionConfig,
+    Sides, TextConfig, TextPool, TextProjection, TokenizerConfig, Towers, VisionConfig,
 };
 pub use embed_options::{EmbedOptions, Features};
 pub use embeddings::Embeddings;
@@ -82,6 +84,8 @@ pub use image::Picture;
 pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 pub use init::init;
 pub use model_dir::{Converted, ModelFiles, Origin, Program, convert};
+pub use onnx::{ExportedTower, export_onnx};
+pub use open_options::OpenOptions;
 pub use param::{ParamTensor, Params, WeightTensor, Weights, is_buffer};
 pub use pretrained::Pretrained;
 pub use text_encoder::TextEncoder;

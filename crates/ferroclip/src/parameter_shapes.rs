@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{ImagePool, ModelConfig, TextConfig, TextProjection, VisionConfig};
+use crate::config::{ImagePool, ModelConfig, TextConfig, TextProjection, Towers, VisionConfig};
 
 /// Channels that leave a bottleneck, for each channel inside.
 const EXPANSION: usize = 4;
@@ -15,15 +15,21 @@ impl ModelConfig {
     /// and the running statistics of batch norms.
     pub fn parameter_shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let mut shapes = Shapes(BTreeMap::new());
-        shapes.add("logit_scale", &[]);
-        if self.init_logit_bias.is_some() {
-            shapes.add("logit_bias", &[]);
+        if self.towers == Towers::Both {
+            shapes.add("logit_scale", &[]);
+            if self.init_logit_bias.is_some() {
+                shapes.add("logit_bias", &[]);
+            }
         }
-        match self.vision_cfg.layers.stages() {
-            None => shapes.transformer(&self.vision_cfg, self.embed_dim),
-            Some(stages) => shapes.resnet(&self.vision_cfg, stages, self.embed_dim),
+        if self.towers.has_image() {
+            match self.vision_cfg.layers.stages() {
+                None => shapes.transformer(&self.vision_cfg, self.embed_dim),
+                Some(stages) => shapes.resnet(&self.vision_cfg, stages, self.embed_dim),
+            }
         }
-        shapes.text(&self.text_cfg, self.embed_dim);
+        if self.towers.has_text() {
+            shapes.text(&self.text_cfg, self.embed_dim);
+        }
         shapes.0
     }
 }
@@ -57,7 +63,9 @@ impl Shapes {
             ImagePool::Tok | ImagePool::Avg => {
                 self.add("visual.class_embedding", &[width]);
                 self.add("visual.positional_embedding", &[vision.grid_cells() + 1, width]);
-                self.add("visual.proj", &[width, embed_dim]);
+                if !vision.no_proj {
+                    self.add("visual.proj", &[width, embed_dim]);
+                }
             }
         }
         self.norm("visual.ln_post", width);

@@ -8,11 +8,12 @@ use ferroclip_ops::Precision;
 
 use crate::builtin;
 use crate::checkpoint::TensorReader;
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
-use crate::model_dir;
+use crate::model_dir::{self, Origin};
+use crate::open_options::OpenOptions;
 use crate::param::Weights;
 use crate::tokenizer::{Tokenizer, Tokens};
 use crate::towers::TextTower;
@@ -23,6 +24,7 @@ pub struct TextEncoder {
     config: Arc<Config>,
     tokenizer: Tokenizer,
     tower: TextTower,
+    origin: Origin,
 }
 
 impl TextEncoder {
@@ -35,14 +37,20 @@ impl TextEncoder {
         TextEncoder::open_with(path, Precision::F32)
     }
 
-    /// As [`TextEncoder::open`], to compute in this precision.
+    /// As [`TextEncoder::open`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`TextEncoder::open`].
-    pub fn open_with(path: impl AsRef<Path>, precision: Precision) -> Result<TextEncoder, Error> {
-        let mut found = model_dir::open(path.as_ref())?;
-        let tokenizer = found.tokenizer()?;
-        TextEncoder::read(Arc::new(found.config), tokenizer, &mut found.tensors, precision)
+    /// As [`TextEncoder::open`]; and when the model cannot have the sizes asked for.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        options: impl Into<OpenOptions>,
+    ) -> Result<TextEncoder, Error> {
+        let options = options.into();
+        let mut found = model_dir::open_with(path.as_ref(), &options)?;
+        found.needs(Towers::Text, path.as_ref())?;
+        let (tokenizer, config) = (found.tokenizer()?, Arc::new(found.config));
+        let encoder = TextEncoder::read(config, tokenizer, &mut found.tensors, options.precision)?;
+        Ok(TextEncoder { origin: found.origin, ..encoder })
     }
 
     /// The text tower of the model inside the library, `draw-mini`.
@@ -53,14 +61,15 @@ impl TextEncoder {
         TextEncoder::builtin_with(Precision::F32)
     }
 
-    /// As [`TextEncoder::builtin`], to compute in this precision.
+    /// As [`TextEncoder::builtin`], in this precision, or with other [`OpenOptions`].
     ///
     /// # Errors
-    /// As [`TextEncoder::builtin`].
-    pub fn builtin_with(precision: Precision) -> Result<TextEncoder, Error> {
-        let config = builtin::config()?;
-        let mut tensors = builtin::tensors(&config)?;
-        TextEncoder::read(Arc::new(config), builtin::tokenizer()?, &mut tensors, precision)
+    /// When the model cannot have the sizes asked for.
+    pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<TextEncoder, Error> {
+        let options = options.into();
+        let (config, mut tensors) = builtin::open_with(&options)?;
+        let (config, tokenizer) = (Arc::new(config), builtin::tokenizer()?);
+        TextEncoder::read(config, tokenizer, &mut tensors, options.precision)
     }
 
     /// The encoder of these tensors, of which only the text tower's are read.
@@ -73,7 +82,7 @@ impl TextEncoder {
         check_vocabulary(&config, &tokenizer)?;
         let model = &config.model;
         let tower = tensors.build(model, precision, |source| TextTower::build(model, source))?;
-        Ok(TextEncoder { config, tokenizer, tower })
+        Ok(TextEncoder { config, tokenizer, tower, origin: Origin::default() })
     }
 
     /// The encoder of checked weights.
@@ -85,12 +94,17 @@ impl TextEncoder {
     ) -> Result<TextEncoder, Error> {
         check_vocabulary(&config, &tokenizer)?;
         let tower = TextTower::packed(&config.model, weights, precision);
-        Ok(TextEncoder { config, tokenizer, tower })
+        Ok(TextEncoder { config, tokenizer, tower, origin: Origin::default() })
     }
 
     /// Architecture and image pipeline.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// As [`ImageEncoder::origin`](crate::ImageEncoder::origin).
+    pub fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// The tokenizer.

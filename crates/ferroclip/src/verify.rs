@@ -3,20 +3,22 @@
 use std::path::{Path, PathBuf};
 
 use burn::prelude::*;
-use ferroclip_ops::{Precision, unit_rows};
+use ferroclip_ops::unit_rows;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::error::Error;
 use crate::files::read_bytes;
 use crate::model_dir;
+use crate::open_options::OpenOptions;
 use crate::param::elements;
 use crate::towers::{ImageTower, Source, TextTower};
 
 /// The file of a reference in its directory.
 const FILE: &str = "inputs_outputs.safetensors";
-/// Largest reference that is read.
-const MAX_BYTES: u64 = 1 << 30;
+/// Largest reference that is read, and longest header in it: the crate that reads it takes 70 bytes for each.
+const MAX_BYTES: u64 = 256 << 20;
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 /// Inputs that go through a tower together.
 const BATCH: usize = 8;
 
@@ -50,22 +52,29 @@ pub struct Difference {
 ///
 /// # Errors
 /// When the model cannot be opened, or the reference cannot be read or is not one of this model.
-pub fn verify(model: &Path, reference: &Path, precision: Precision) -> Result<Agreement, Error> {
+pub fn verify(
+    model: &Path,
+    reference: &Path,
+    options: impl Into<OpenOptions>,
+) -> Result<Agreement, Error> {
+    let options = options.into();
     let path = match reference.is_dir() {
         true => reference.join(FILE),
         false => reference.to_owned(),
     };
     let bytes = read_bytes(&path, MAX_BYTES)?;
     let reference = Reference::new(&bytes, path)?;
-    let mut found = model_dir::open(model)?;
+    let path = model;
+    let mut found = model_dir::open_with(model, &options)?;
     let config = found.config.clone();
     let model = &config.model;
     let image = match reference.expected("images", "image_unit")? {
         None => None,
         Some(expected) => {
+            found.needs(Towers::Image, path)?;
             let images = reference.images(&config)?;
             let build = |source: &dyn Source| ImageTower::build(model, source);
-            let tower = found.tensors.build(model, precision, build)?;
+            let tower = found.tensors.build(model, options.precision, build)?;
             let length = model.vision_cfg.image_len();
             let forward = |pixels: &[f32]| tower.forward(pixels, pixels.len() / length);
             let batches = images.chunks(BATCH * length).map(forward);
@@ -75,10 +84,12 @@ pub fn verify(model: &Path, reference: &Path, precision: Precision) -> Result<Ag
     let text = match reference.expected("ids", "text_unit")? {
         None => None,
         Some(expected) => {
-            let ids = reference.ids(&config)?;
+            found.needs(Towers::Text, path)?;
+            let (length, ids) = reference.ids(&config)?;
             let build = |source: &dyn Source| TextTower::build(model, source);
-            let tower = found.tensors.build(model, precision, build)?;
-            let batches = ids.chunks(BATCH).map(|ids| tower.forward(ids));
+            let tower = found.tensors.build(model, options.precision, build)?;
+            let texts = |ids: &[u32]| ids.chunks(length).map(<[u32]>::to_vec).collect::<Vec<_>>();
+            let batches = ids.chunks(BATCH * length).map(|ids| tower.forward(&texts(ids)));
             Some(reference.compare(batches, &expected, &config)?)
         }
     };
@@ -99,11 +110,14 @@ type Numbers<T> = (Vec<usize>, Vec<T>);
 
 impl<'a> Reference<'a> {
     fn new(bytes: &'a [u8], path: PathBuf) -> Result<Reference<'a>, Error> {
-        let bad = |e: safetensors::SafeTensorError| Error::Reference {
-            origin: path.display().to_string(),
-            reason: e.to_string(),
-        };
-        let tensors = SafeTensors::deserialize(bytes).map_err(bad)?;
+        let origin = || path.display().to_string();
+        let header = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        if header > MAX_HEADER_BYTES {
+            let reason = format!("a header of {header} bytes, limit {MAX_HEADER_BYTES}");
+            return Err(Error::Reference { origin: origin(), reason });
+        }
+        let tensors = SafeTensors::deserialize(bytes)
+            .map_err(|e| Error::Reference { origin: origin(), reason: e.to_string() })?;
         Ok(Reference { tensors, path })
     }
 
@@ -145,7 +159,8 @@ impl<'a> Reference<'a> {
         }
     }
 
-    fn ids(&self, config: &Config) -> Result<Vec<Vec<u32>>, Error> {
+    /// Ids of a text, and those of all texts.
+    fn ids(&self, config: &Config) -> Result<(usize, Vec<u32>), Error> {
         let (shape, ids) = self.numbers("ids", Dtype::I64, i64::from_le_bytes)?;
         let text = &config.model.text_cfg;
         let least = if text.reads_padding() { text.context_length } else { 1 };
@@ -167,7 +182,8 @@ impl<'a> Reference<'a> {
                 ))
             })
         };
-        ids.chunks(length).map(|text| text.iter().map(id).collect()).collect()
+        let ids: Result<Vec<u32>, Error> = ids.iter().map(id).collect();
+        Ok((length, ids?))
     }
 
     /// The largest difference of the unit rows of `batches` to those expected.

@@ -10,6 +10,7 @@
 use ferroclip_kernels::{Isa, dots, largest};
 
 use crate::clip::Clip;
+use crate::embed_options::EmbedOptions;
 use crate::embeddings::{Embeddings, normalize};
 use crate::error::Error;
 
@@ -60,23 +61,59 @@ impl Classifier {
         labels: &[L],
         templates: &[T],
     ) -> Result<Classifier, Error> {
+        Classifier::new_with(clip, labels, templates, &EmbedOptions::default())
+    }
+
+    /// As [`Classifier::new`]; of the options, `batch_size`, `stop` and `progress` count, the last in labels done.
+    ///
+    /// # Errors
+    /// As [`Classifier::new`]; and when the caller raised the stop flag.
+    pub fn new_with<L: AsRef<str>, T: AsRef<str>>(
+        clip: &Clip,
+        labels: &[L],
+        templates: &[T],
+        options: &EmbedOptions<'_>,
+    ) -> Result<Classifier, Error> {
         check_templates(templates)?;
-        if labels.is_empty() {
-            return Err(Error::NoLabels);
-        }
+        let embed = EmbedOptions {
+            batch_size: options.batch_size,
+            stop: options.stop,
+            ..EmbedOptions::default()
+        };
         let mut embeddings = Embeddings::empty(clip.config().model.embed_dim);
         for (chunk, labels) in labels.chunks(LABELS_AT_ONCE).enumerate() {
             let texts: Vec<String> =
                 labels.iter().flat_map(|l| prompts(l.as_ref(), templates)).collect();
-            let texts = clip.embed_texts(&texts)?;
+            let texts = clip.embed_texts_with(&texts, &embed)?;
             let mut cut: Vec<usize> = texts.truncated.iter().map(|t| t / templates.len()).collect();
             cut.dedup();
             embeddings.truncated.extend(cut.iter().map(|label| chunk * LABELS_AT_ONCE + label));
             for texts in texts.data.chunks_exact(templates.len() * texts.dim) {
                 embeddings.append(&ensemble(texts, embeddings.dim));
             }
+            options.report(chunk * LABELS_AT_ONCE + labels.len());
         }
         let labels = labels.iter().map(|label| label.as_ref().to_owned()).collect();
+        Classifier::from_embeddings(clip, labels, embeddings)
+    }
+
+    /// Labels that were embedded before, by the same model: a unit embedding for each.
+    ///
+    /// # Errors
+    /// When there is no label.
+    ///
+    /// # Panics
+    /// When there are not as many embeddings as labels, or they are of another dimension than the model's.
+    pub fn from_embeddings(
+        clip: &Clip,
+        labels: Vec<String>,
+        embeddings: Embeddings,
+    ) -> Result<Classifier, Error> {
+        let shape = (labels.len(), clip.config().model.embed_dim);
+        assert_eq!((embeddings.rows, embeddings.dim), shape, "an embedding for each label");
+        if labels.is_empty() {
+            return Err(Error::NoLabels);
+        }
         let (scale, bias) = (clip.logit_scale().exp(), clip.logit_bias());
         let scoring = if bias.is_some() { Scoring::Sigmoid } else { Scoring::Softmax };
         Ok(Classifier { labels, embeddings, scale, bias: bias.unwrap_or(0.0), scoring })

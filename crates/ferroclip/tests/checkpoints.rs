@@ -3,7 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use ferroclip::{Error, ModelFiles, Precision, Program, convert, verify};
+use ferroclip::{
+    Error, ImageEncoder, ModelFiles, OpenOptions, Precision, Program, convert, verify,
+};
 use tempfile::TempDir;
 
 /// The bound of the design; PyTorch's own f32 noise is below 1e-6.
@@ -50,6 +52,72 @@ fn every_dialect_gives_its_programs_numbers() {
             true => assert!(worst > 1e-3, "{name}: the activation makes no difference"),
         }
     }
+}
+
+#[test]
+fn positions_are_resized_as_open_clip_does_it() {
+    let model = folder("resized");
+    for (reference, image_size, context_length) in
+        [("larger.safetensors", 56, 24), ("smaller.safetensors", 16, 12)]
+    {
+        let sizes = (Some(image_size), Some(context_length));
+        let options =
+            OpenOptions { image_size: sizes.0, context_length: sizes.1, ..Default::default() };
+        let found = verify(&model, &model.join(reference), options).expect(reference);
+        assert!(found.image.expect("images").largest <= TOLERANCE, "{reference}: {found:?}");
+        assert!(found.text.expect("texts").largest <= TOLERANCE, "{reference}: {found:?}");
+        let image = ImageEncoder::open_with(&model, options).expect(reference);
+        assert!(
+            image.origin().assumptions.iter().any(|line| line.starts_with("image positions: "))
+        );
+        assert_eq!(image.config().preprocess.size, [image_size; 2]);
+    }
+    let refused = |model: &Path, options: OpenOptions, part: &str| {
+        let error = ImageEncoder::open_with(model, options).expect_err("refused");
+        assert!(error.to_string().contains(part), "`{part}` is not in: {error}");
+    };
+    let side = |side| OpenOptions { image_size: Some(side), ..OpenOptions::default() };
+    refused(&folder("openai-resnet").join("model.pt"), side(96), "a ResNet");
+    refused(&model, side(7), "`vision_cfg.patch_size`: 8");
+    refused(&model, side(1 << 40), "`vision_cfg.image_size`");
+    refused(&model, OpenOptions { context_length: Some(1 << 40), ..side(32) }, "context_length");
+}
+
+/// Each with the tower that it has.
+const LONE_TOWERS: [(&str, &str); 6] = [
+    ("hf-text", "text"),
+    ("hf-text-bare", "text"),
+    ("hf-siglip-text", "text"),
+    ("hf-vision", "image"),
+    ("hf-vision-bare", "image"),
+    ("hf-siglip-vision", "image"),
+];
+
+#[test]
+fn models_of_one_tower_give_their_programs_numbers() {
+    for (name, tower) in LONE_TOWERS {
+        let found = verify(&folder(name), &folder(name), Precision::F32).expect(name);
+        let (has, other) = match tower {
+            "image" => (found.image, found.text),
+            _ => (found.text, found.image),
+        };
+        assert!(has.expect(tower).largest <= TOLERANCE && other.is_none(), "{name}: {has:?}");
+    }
+}
+
+#[test]
+fn what_needs_the_other_tower_is_refused() {
+    let (lacks_image, lacks_text) = ("has no image tower", "has no text tower");
+    assert_error(&folder("hf-text"), "model", lacks_image);
+    assert_error(&folder("hf-vision"), "model", lacks_text);
+    let error = ImageEncoder::open(folder("hf-text")).expect_err("texts alone");
+    assert!(error.to_string().contains(lacks_image), "{error}");
+    assert!(ImageEncoder::open(folder("hf-vision")).is_ok());
+    let out = tempfile::tempdir().expect("a folder");
+    let error = convert(&folder("hf-vision"), Program::OpenClip, &out.path().join("out"));
+    assert!(error.expect_err("half a model").to_string().contains(lacks_text));
+    let error = verify(&folder("hf-vision"), &folder("hf-text"), Precision::F32);
+    assert!(error.expect_err("texts of another").to_string().contains(lacks_text));
 }
 
 #[test]

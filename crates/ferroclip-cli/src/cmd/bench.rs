@@ -6,7 +6,7 @@ mod paced;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use ferroclip::{Clip, ModelFiles};
+use ferroclip::{ImageEncoder, ModelFiles, TextEncoder};
 use ferroclip_kernels::{Isa, fma_rate};
 use ferroclip_train::{Batch, BatchOptions, StepBench};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use self::inputs::{random_pixels, text_batches};
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::interrupt;
-use crate::model::{ModelArgs, PrecisionArg};
+use crate::model::{Encoders, ModelArgs, PrecisionArg};
 use crate::output;
 
 /// How long each measurement runs at least.
@@ -69,16 +69,17 @@ struct Round {
 pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     check(args)?;
     // A training step has weights of its own, and multiply-adds need none.
-    let embeds = args.what.iter().any(|what| matches!(what, What::Image | What::Text));
-    let clip = match embeds {
-        true => Some(args.model.open()?),
+    let image = args.what.iter().any(|what| matches!(what, What::Image));
+    let text = args.what.iter().any(|what| matches!(what, What::Text));
+    let encoders = match image || text {
+        true => Some(args.model.open_encoders(image, text, common)?),
         false => {
             args.model.compute.set_up()?;
             None
         }
     };
     if args.paced {
-        paced::run(&mut rounds(args.what[0], clip.as_ref(), args)?)?;
+        paced::run(&mut rounds(args.what[0], encoders.as_ref(), args, common)?)?;
         return Ok(Done::All);
     }
     let mut document = json!({
@@ -90,7 +91,7 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     });
     let mut rows = Vec::new();
     for &what in &args.what {
-        let Round { ms, per_s } = measure(&mut rounds(what, clip.as_ref(), args)?)?;
+        let Round { ms, per_s } = measure(&mut rounds(what, encoders.as_ref(), args, common)?)?;
         let name = name(what);
         document[name] = json!({"batch": args.batch, "per_s": per_s, "ms": ms});
         let numbers = [args.batch.to_string(), format!("{per_s:.1}"), format!("{ms:.1}")];
@@ -118,6 +119,11 @@ fn check(args: &BenchArgs) -> Result<()> {
     if int8 && args.what.iter().any(|what| matches!(what, What::Train)) {
         return Err(Error::usage("int8 has no gradients").hint("train with `--precision bf16`"));
     }
+    let reads_texts = args.what.iter().any(|what| matches!(what, What::Text | What::Train));
+    if args.texts.is_some() && !reads_texts {
+        return Err(Error::usage("`--texts` has no meaning for what is measured")
+            .hint("add `text` or `train` to `--what`"));
+    }
     if args.paced && args.what.len() != 1 {
         return Err(Error::usage("`--paced` measures one thing").hint("give one name to `--what`"));
     }
@@ -143,44 +149,47 @@ fn heading(document: &Value) -> String {
     format!("model {model}, {isa}, {} threads, {}\n", field("threads"), field("precision"))
 }
 
-/// What is to be repeated; `clip` is there for the towers.
+/// What is to be repeated; `encoders` has the towers that are measured.
 fn rounds<'a>(
     what: What,
-    clip: Option<&'a Clip>,
+    encoders: Option<&'a Encoders>,
     args: &BenchArgs,
+    common: &Common,
 ) -> Result<Box<dyn FnMut() -> Round + 'a>> {
     let BenchArgs { batch, texts, .. } = args;
-    Ok(match (what, clip) {
-        (What::Image, Some(clip)) => Box::new(image_rounds(clip, *batch)),
-        (What::Text, Some(clip)) => {
-            let (model, tokenizer) = (&clip.config().model, clip.tokenizer());
-            Box::new(text_rounds(clip, text_batches(model, tokenizer, *batch, texts.as_deref())?))
+    Ok(match (what, encoders) {
+        (What::Image, Some(encoders)) => Box::new(image_rounds(encoders.image(), *batch)),
+        (What::Text, Some(encoders)) => {
+            let encoder = encoders.text();
+            let (model, tokenizer) = (&encoder.config().model, encoder.tokenizer());
+            let batches = text_batches(model, tokenizer, *batch, texts.as_deref())?;
+            Box::new(text_rounds(encoder, batches))
         }
         (What::Image | What::Text, None) => unreachable!("opened for the towers"),
-        (What::Train, _) => Box::new(train_rounds(args)?),
+        (What::Train, _) => Box::new(train_rounds(args, common)?),
         (What::Fma, _) => Box::new(fma_round),
     })
 }
 
-fn image_rounds(clip: &Clip, batch: usize) -> impl FnMut() -> Round + '_ {
-    let pixels = random_pixels(&clip.config().model, batch);
+fn image_rounds(encoder: &ImageEncoder, batch: usize) -> impl FnMut() -> Round + '_ {
+    let pixels = random_pixels(&encoder.config().model, batch);
     timed(batch, move || {
         // Reading the result waits for a device that computes on its own.
-        let _ = clip.image_tower().forward(&pixels, batch).into_data();
+        let _ = encoder.tower().forward(&pixels, batch).into_data();
     })
 }
 
-fn text_rounds(clip: &Clip, batches: Vec<Vec<Vec<u32>>>) -> impl FnMut() -> Round + '_ {
+fn text_rounds(encoder: &TextEncoder, batches: Vec<Vec<Vec<u32>>>) -> impl FnMut() -> Round + '_ {
     timed(batches.iter().map(Vec::len).sum(), move || {
         for texts in &batches {
-            let _ = clip.text_tower().forward(texts).into_data();
+            let _ = encoder.tower().forward(texts).into_data();
         }
     })
 }
 
-fn train_rounds(args: &BenchArgs) -> Result<impl FnMut() -> Round + use<>> {
+fn train_rounds(args: &BenchArgs, common: &Common) -> Result<impl FnMut() -> Round + use<>> {
     let BenchArgs { batch, texts, model, micro_batch, recompute, .. } = args;
-    let (batch, ModelFiles { config, weights, tokenizer }) = (*batch, model.files()?);
+    let (batch, ModelFiles { config, weights, tokenizer }) = (*batch, model.files(common)?);
     let batches = text_batches(&config.model, &tokenizer, batch, texts.as_deref())?;
     let pixels = random_pixels(&config.model, batch);
     let micro_batch = micro_batch.unwrap_or(batch);

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ferroclip::{Classifier, Score, Scoring};
+use ferroclip::{Score, Scoring};
 use serde_json::{Value, json};
 
+use crate::classes::ClassArgs;
 use crate::common::Common;
 use crate::error::{Done, Result, one_line};
 use crate::inputs::{self, Failure, LabelArgs, PictureArgs, Pictures, TemplateArgs};
@@ -31,6 +32,8 @@ pub(crate) struct ClassifyArgs {
     #[arg(long)]
     multi_label: bool,
     #[command(flatten)]
+    classes: ClassArgs,
+    #[command(flatten)]
     pictures: PictureArgs,
     #[command(flatten)]
     model: ModelArgs,
@@ -53,9 +56,9 @@ pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
     if !args.templates.template.is_empty() || args.templates.templates.is_some() {
         args.templates.read(&[])?;
     }
-    let clip = args.model.open()?;
+    let clip = args.model.open(common)?;
     let templates = args.templates.read(&clip.config().templates)?;
-    let classifier = Classifier::new(&clip, &labels, &templates)?;
+    let classifier = args.classes.embed(&clip, &args.model, &labels, &templates, common)?;
     let classifier = match args.multi_label {
         true => classifier.with_scoring(Scoring::Sigmoid),
         false => classifier,

@@ -35,7 +35,8 @@ enum ProgramArg {
 }
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<Done> {
-    let path = args.model.path()?;
+    args.model.refuse_sizes("a conversion")?;
+    let path = args.model.path(common)?;
     let to = match args.to {
         ProgramArg::OpenClip => Program::OpenClip,
         ProgramArg::Hf => Program::Transformers,

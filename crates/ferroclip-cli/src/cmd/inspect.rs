@@ -1,15 +1,15 @@
 //! `inspect`: what a model is made of.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
-use crate::model::{BUILTIN, ModelArgs};
+use crate::model::ModelArgs;
 use crate::output;
-use ferroclip::is_buffer;
+use ferroclip::{Clip, is_buffer};
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -26,8 +26,9 @@ struct Counts {
 }
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
-    let clip = args.model.open()?;
-    let config = clip.config();
+    let path = args.model.set_up(common)?;
+    let opened = args.model.open_all(path.as_deref())?;
+    let (config, origin, clip) = (opened.config(), opened.origin(), opened.clip());
     let mut counts = Counts::default();
     let shapes = config.model.parameter_shapes().into_iter();
     for (name, shape) in shapes.filter(|(name, _)| !is_buffer(name)) {
@@ -39,33 +40,39 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         }
     }
     let total = counts.image + counts.text + counts.other;
-    let written: Value = serde_json::from_str(&config.to_json())
+    let towers = config.model.towers;
+    let mut written: Value = serde_json::from_str(&config.to_json())
         .map_err(|error| Error::input(format!("cannot write the config: {error}")))?;
-    let tokenizer = clip.tokenizer();
+    // Of a tower that is not there the config says nothing.
+    for (section, has) in [("vision_cfg", towers.has_image()), ("text_cfg", towers.has_text())] {
+        if !has {
+            written["model_cfg"][section] = Value::Null;
+        }
+    }
     let document = json!({
         "model": args.model.model,
         "config": written,
         "parameters": {"image": counts.image, "text": counts.text, "total": total},
         "memory": {"f32_bytes": total * 4},
-        "logit_scale": clip.logit_scale(),
-        "scale": clip.logit_scale().exp(),
-        "logit_bias": clip.logit_bias(),
-        "tokenizer": {
+        "logit_scale": clip.map(Clip::logit_scale),
+        "scale": clip.map(|clip| clip.logit_scale().exp()),
+        "logit_bias": clip.and_then(Clip::logit_bias),
+        "tokenizer": opened.tokenizer().map(|tokenizer| json!({
             "vocab_size": tokenizer.vocab_size(),
             "start_id": tokenizer.start_and_end().map(|[start, _]| start),
             "end_id": tokenizer.start_and_end().map(|[_, end]| end),
             "pad_id": tokenizer.pad_id(),
             "context_length": config.model.text_cfg.context_length,
-        },
-        "preprocess": config.preprocess,
+        })),
+        "preprocess": towers.has_image().then_some(&config.preprocess),
         "templates": config.templates,
-        "format": clip.origin().format,
-        "dialect": clip.origin().dialect,
-        "recognised": clip.origin().recognised,
-        "conventions": clip.origin().conventions,
-        "assumptions": clip.origin().assumptions,
-        "ignored": clip.origin().ignored,
-        "licence": licence(args),
+        "format": origin.format,
+        "dialect": origin.dialect,
+        "recognised": origin.recognised,
+        "conventions": origin.conventions,
+        "assumptions": origin.assumptions,
+        "ignored": origin.ignored,
+        "licence": licence(path.as_deref()),
     });
     match common.json {
         true => output::print_json(&document)?,
@@ -74,22 +81,17 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
     Ok(Done::All)
 }
 
-/// A file of the model, which is a directory or a file of weights in it.
-fn beside(args: &InspectArgs, name: &str) -> PathBuf {
-    let path = Path::new(&args.model.model);
-    match path.is_file() {
-        true => path.with_file_name(name),
-        false => path.join(name),
-    }
-}
-
-/// The licence that the model card names, if there is one.
-fn licence(args: &InspectArgs) -> Option<String> {
-    if args.model.model == BUILTIN {
+/// The licence that the model card names, if there is one; without a path it is the built-in model.
+fn licence(path: Option<&Path>) -> Option<String> {
+    let Some(path) = path else {
         return Some("MIT OR Apache-2.0; credits in models/draw-mini/README.md".to_owned());
-    }
-    let card = std::fs::read_to_string(beside(args, "README.md"));
-    let card = card.ok()?;
+    };
+    // The model is a directory or a file of weights in it.
+    let card = match path.is_file() {
+        true => path.with_file_name("README.md"),
+        false => path.join("README.md"),
+    };
+    let card = std::fs::read_to_string(card).ok()?;
     let line = card.lines().take(100).find_map(|line| line.strip_prefix("license:"))?;
     Some(line.trim().to_owned())
 }

@@ -5,6 +5,8 @@ pub(crate) mod classify;
 pub(crate) mod convert;
 pub(crate) mod embed;
 pub(crate) mod eval;
+pub(crate) mod export;
+pub(crate) mod fetch;
 pub(crate) mod inspect;
 pub(crate) mod preprocess;
 pub(crate) mod similarity;
@@ -24,7 +26,9 @@ pub(crate) fn run(command: &Command, common: &Common) -> Result<Done> {
         Command::Tokenize(args) => tokenize::run(args, common),
         Command::Preprocess(args) => preprocess::run(args, common),
         Command::Inspect(args) => inspect::run(args, common),
+        Command::Fetch(args) => fetch::run(args, common),
         Command::Convert(args) => convert::run(args, common),
+        Command::Export(args) => export::run(args, common),
         Command::Verify(args) => verify::run(args, common),
         Command::Train(args) => train::run(args, common),
         Command::Eval(command) => eval::run(command, common),

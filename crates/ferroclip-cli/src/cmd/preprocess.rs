@@ -26,7 +26,7 @@ pub(crate) struct PreprocessArgs {
 }
 
 pub(crate) fn run(args: &PreprocessArgs, common: &Common) -> Result<Done> {
-    let encoders = args.model.open_encoders(true, false)?;
+    let encoders = args.model.open_encoders(true, false, common)?;
     let encoder = encoders.image();
     let pictures = Pictures::list(std::slice::from_ref(&args.image));
     let [source] = pictures.sources()[..] else {

@@ -69,7 +69,7 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
     }
     let has_images = !args.images.is_empty() || !args.against_images.is_empty();
     let has_texts = args.texts.is_given() || against.is_given();
-    let encoders = args.model.open_encoders(has_images, has_texts)?;
+    let encoders = args.model.open_encoders(has_images, has_texts, common)?;
     let mut failures = Vec::new();
     let rows = side(&encoders, &args.pictures, &args.images, &args.texts, common, &mut failures)?;
     let columns =

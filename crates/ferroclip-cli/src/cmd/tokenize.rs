@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::common::Common;
-use crate::error::{Done, Error, Result, one_line};
+use crate::error::{Done, Result, one_line};
 use crate::inputs::TextArgs;
 use crate::model::ModelArgs;
 use crate::output;
@@ -13,27 +13,18 @@ use crate::output;
 pub(crate) struct TokenizeArgs {
     #[command(flatten)]
     texts: TextArgs,
-    /// Positions that a text may fill [default: the model's]
-    #[arg(long, value_name = "N")]
-    context_length: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
 }
 
 pub(crate) fn run(args: &TokenizeArgs, common: &Common) -> Result<Done> {
-    if args.context_length.is_some_and(|n| n < 2) {
-        return Err(Error::usage("`--context-length` is too small")
-            .hint("start and end of text alone fill 2 positions"));
-    }
     let texts = args.texts.read()?;
-    let encoders = args.model.open_encoders(false, true)?;
+    let encoders = args.model.open_encoders(false, true, common)?;
     let encoder = encoders.text();
-    let context_length =
-        args.context_length.unwrap_or(encoder.config().model.text_cfg.context_length);
     let mut rows = Vec::with_capacity(texts.len());
     let mut values = Vec::with_capacity(texts.len());
     for text in &texts {
-        let tokens = encoder.tokenizer().tokenize(text, context_length);
+        let tokens = encoder.tokenize(text);
         if common.json {
             let truncated = tokens.truncated > 0;
             values.push(json!({"text": text, "ids": tokens.ids, "truncated": truncated}));

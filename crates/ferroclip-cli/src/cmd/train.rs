@@ -10,6 +10,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::inputs::{Failure, print_failures};
 use crate::interrupt;
+use crate::model::from_hub;
 use crate::output::{note, print, print_json, table};
 use crate::progress::Progress;
 
@@ -34,7 +35,10 @@ pub(crate) struct TrainArgs {
 pub(crate) fn run(args: &TrainArgs, common: &Common) -> Result<Done> {
     let mut overrides = args.set.clone();
     overrides.extend(args.threads.map(|n| format!("run.threads={n}")));
-    let config = TrainConfig::load(&args.config, &overrides)?;
+    let mut config = TrainConfig::load(&args.config, &overrides)?;
+    if let Some(folder) = from_hub(&config.model.config, common)? {
+        config.model.config = folder.display().to_string();
+    }
     if args.dry_run {
         let cost = ferroclip_train::dry_run(&config, &interrupt::STOP)?;
         print_cost(common, &cost)?;

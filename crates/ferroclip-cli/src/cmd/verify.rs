@@ -25,9 +25,8 @@ pub(crate) struct VerifyArgs {
 }
 
 pub(crate) fn run(args: &VerifyArgs, common: &Common) -> Result<Done> {
-    let path = args.model.path()?;
-    let precision = args.model.compute.precision.precision();
-    let found = ferroclip::verify(&path, &args.against, precision)?;
+    let path = args.model.path(common)?;
+    let found = ferroclip::verify(&path, &args.against, args.model.options())?;
     let of = |difference: Option<VerifiedDifference>| match difference {
         Some(found) => json!({"n": found.n, "largest": found.largest}),
         None => Value::Null,

@@ -5,9 +5,14 @@ mod bad_input;
 mod checkpoints;
 mod commands;
 mod common;
+#[cfg(feature = "hub")]
+mod fetch;
 #[cfg(target_os = "linux")]
 mod full_disk;
+#[cfg(feature = "hub")]
+mod hub;
 mod told;
 #[cfg(target_os = "linux")]
 #[path = "../training/mod.rs"]
 mod training;
+mod zero_shot;

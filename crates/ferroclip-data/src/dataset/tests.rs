@@ -582,3 +582,60 @@ fn reads_parquet() {
         let _ = Dataset::open(&path, &[]);
     }
 }
+
+/// A dataset of CLIP_benchmark: three pictures in two shards.
+fn write_benchmark(root: &Path, files: Files) {
+    write_tree(root, files);
+    write_tar(
+        &root.join("test/0.tar"),
+        &[("s0.cls", b"1"), ("s0.png", b"x"), ("s1.cls", b"0\n"), ("s1.png", b"y")],
+    );
+    write_tar(&root.join("test/1.tar"), &[("s2.webp", b"z"), ("s2.cls", b"one")]);
+}
+
+#[test]
+fn a_dataset_of_clip_benchmark_brings_classes_and_templates() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path().join("wds_pets");
+    let beside: Files = &[
+        ("test/nshards.txt", b"2\n"),
+        ("classnames.txt", b"cat\ndog \ncat\n"),
+        ("zeroshot_classification_templates.txt", b"a photo of a {c}.\n{c}, a {c}"),
+    ];
+    write_benchmark(&root, beside);
+    for path in [root.clone(), root.join("test")] {
+        let data = open(&path);
+        assert_eq!(keys(&data), ["s0.png", "s1.png", "s2.webp"]);
+        let classes: Vec<_> = (0..3).map(|row| data.class(row)).collect();
+        assert_eq!(classes, [Some(1), Some(0), None]);
+        let expected = Benchmark {
+            name: "wds_pets".to_owned(),
+            classes: ["cat", "dog", "cat"].map(str::to_owned).to_vec(),
+            templates: ["a photo of a {}.", "{}, a {}"].map(str::to_owned).to_vec(),
+            is_retrieval: false,
+        };
+        assert_eq!(data.benchmark(), Some(&expected));
+    }
+    fs::write(root.join("dataset_type.txt"), "Retrieval\n").unwrap();
+    assert!(open(&root).benchmark().unwrap().is_retrieval);
+}
+
+#[test]
+fn a_malformed_dataset_of_clip_benchmark_is_refused() {
+    let refusal = |name: &str, bytes: &[u8]| {
+        let dir = TempDir::new().unwrap();
+        write_benchmark(dir.path(), &[("test/nshards.txt", b"2"), (name, bytes)]);
+        open_error(dir.path())
+    };
+    for (name, bytes, expected) in [
+        ("test/nshards.txt", &b""[..], "expected the number of shards"),
+        ("test/nshards.txt", &b"0"[..], "expected the number of shards"),
+        ("test/nshards.txt", &b"99999999999"[..], "expected the number of shards"),
+        ("test/nshards.txt", &b"3"[..], "2.tar"),
+        ("dataset_type.txt", &b"multilabel"[..], "type `multilabel`"),
+        ("classnames.txt", &b"\xff"[..], "not UTF-8"),
+    ] {
+        let error = refusal(name, bytes);
+        assert!(error.contains(expected), "{name}: {error}");
+    }
+}

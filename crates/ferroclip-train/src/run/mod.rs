@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferroclip::{ModelFiles, Weights};
+use ferroclip::{Classifier, ModelFiles, Weights};
 use ferroclip_data::Dataset;
 
 use crate::checkpoint::{self, Best, RunState};
@@ -358,7 +358,12 @@ fn score(
         score.failures.extend(found.failures);
     }
     if let Some(label_column) = &set.label {
-        let task = ZeroShotTask { label_column, labels: None, templates: &set.templates };
+        let labels = eval::label_union(dataset, label_column)?;
+        let own = &clip.config().templates;
+        let templates = if set.templates.is_empty() { own } else { &set.templates };
+        let classifier = Classifier::new(clip, &labels, templates)?;
+        let right = eval::right_labels(dataset, label_column, &labels)?;
+        let task = ZeroShotTask { classifier: &classifier, right: &right };
         let found = eval::zero_shot(clip, dataset, &task, &options)?;
         score.score = found.top1;
         (score.top1, score.top5) = (Some(found.top1), Some(found.top5));

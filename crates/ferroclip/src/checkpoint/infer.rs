@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::FileKind;
 use super::reader::Checkpoint;
-use crate::config::{Layers, ModelConfig, Sides, TextConfig, VisionConfig};
+use crate::config::{Layers, ModelConfig, Sides, TextConfig, Towers, VisionConfig};
 
 /// Channels of a head, unless the width of the image tower says otherwise.
 const HEAD_WIDTH: usize = 64;
@@ -50,6 +50,7 @@ pub(crate) fn infer_shapes<'a>(
         custom_text: false,
         vision_cfg,
         text_cfg,
+        towers: Towers::Both,
     };
     Ok((model, assumed))
 }

@@ -30,6 +30,7 @@ mod dialect;
 mod infer;
 mod pickle;
 mod reader;
+mod resize;
 mod safetensors;
 mod stored;
 mod torch;
@@ -39,6 +40,7 @@ mod zip;
 pub(crate) use dialect::Dialect;
 pub(crate) use infer::{infer, infer_shapes, ratio};
 pub(crate) use reader::{Checkpoint, TensorReader};
+pub(crate) use resize::Resize;
 
 /// What checkpoints hold besides parameters: OpenAI's buffers and, in older files of transformers, the numbers of
 /// the positions.
@@ -136,6 +138,24 @@ impl TensorFile {
             self.tensors =
                 tensors.map(|(name, stored)| (name[prefix.len()..].to_owned(), stored)).collect();
         }
+    }
+
+    /// Puts this before the names of the parts that transformers' towers have.
+    fn put_below(&mut self, tower: &str) {
+        const PARTS: [&str; 6] = [
+            "embeddings.",
+            "encoder.",
+            "final_layer_norm.",
+            "pre_layrnorm.",
+            "post_layernorm.",
+            "head.",
+        ];
+        let tensors = std::mem::take(&mut self.tensors).into_iter();
+        let named = |name: String| match PARTS.iter().any(|part| name.starts_with(part)) {
+            true => format!("{tower}{name}"),
+            false => name,
+        };
+        self.tensors = tensors.map(|(name, stored)| (named(name), stored)).collect();
     }
 }
 

@@ -14,11 +14,16 @@ use std::collections::HashMap;
 use safetensors::Dtype;
 
 use super::cursor::Cursor;
+use super::stored::MAX_SIDES;
 
-/// Nodes of a pickle. A tensor takes about seven, so this is far beyond any model with the state of its optimiser.
-pub(super) const MAX_NODES: usize = 1 << 20;
-/// Values that are put on the stack.
-const MAX_VALUES: usize = 1 << 22;
+/// Nodes of a pickle, and values that it notes. A tensor takes about seven, so this is far beyond any model with the
+/// state of its optimiser.
+pub(super) const MAX_NODES: usize = 1 << 18;
+/// Values and marks that are put on the stack.
+const MAX_VALUES: usize = 1 << 20;
+/// Longest text that can be a name. A longer one is kept as nothing: it would be looked at wherever the pickle
+/// recalls it.
+const MAX_TEXT: usize = 4096;
 
 /// A value: a plain one, or the number of a node.
 #[derive(Clone, Debug, PartialEq)]
@@ -166,10 +171,10 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The numbers of a tuple or list.
+    /// The numbers of a tuple or list, at most [`MAX_SIDES`].
     pub(super) fn sizes(&self, value: &Value) -> Option<Vec<usize>> {
         let (Node::Tuple(items) | Node::List(items)) = self.node(value)? else { return None };
-        items.iter().map(size).collect()
+        if items.len() > MAX_SIDES { None } else { items.iter().map(size).collect() }
     }
 }
 
@@ -192,7 +197,7 @@ struct Machine<'a> {
     stack: Vec<Value>,
     marks: Vec<usize>,
     memo: HashMap<u32, Value>,
-    /// Values that were ever put on the stack.
+    /// Values and marks that were ever put on the stack.
     pushed: usize,
 }
 
@@ -204,7 +209,10 @@ impl Machine<'_> {
             0x80 => drop(self.input.byte()?),
             0x95 => drop(self.input.take(8)?),
             b'.' => return Ok(false),
-            b'(' => self.marks.push(self.stack.len()),
+            b'(' => {
+                self.count()?;
+                self.marks.push(self.stack.len());
+            }
             b'N' => self.push(Value::Nothing)?,
             0x88 => self.push(Value::Bool(true))?,
             0x89 => self.push(Value::Bool(false))?,
@@ -266,11 +274,17 @@ impl Machine<'_> {
         Ok(true)
     }
 
-    fn push(&mut self, value: Value) -> Result<(), String> {
+    /// One more value or mark.
+    fn count(&mut self) -> Result<(), String> {
         self.pushed += 1;
-        if self.pushed > MAX_VALUES {
-            return Err(format!("the pickle holds more than {MAX_VALUES} values"));
+        match self.pushed <= MAX_VALUES {
+            true => Ok(()),
+            false => Err(format!("the pickle holds more than {MAX_VALUES} values")),
         }
+    }
+
+    fn push(&mut self, value: Value) -> Result<(), String> {
+        self.count()?;
         self.stack.push(value);
         Ok(())
     }
@@ -331,7 +345,7 @@ impl Machine<'_> {
         };
         let start = self.input.position();
         let bytes = self.input.take(length)?;
-        let is_text = std::str::from_utf8(bytes).is_ok();
+        let is_text = length <= MAX_TEXT && std::str::from_utf8(bytes).is_ok();
         self.push(if is_text { Value::Text(start, start + length) } else { Value::Nothing })
     }
 
@@ -392,7 +406,10 @@ impl Machine<'_> {
         }
         let top = self.stack.last().cloned().ok_or("the pickle notes what is not there")?;
         self.memo.insert(place, top);
-        Ok(())
+        match self.memo.len() <= MAX_NODES {
+            true => Ok(()),
+            false => Err(format!("the pickle notes more than {MAX_NODES} values")),
+        }
     }
 
     fn name(&mut self, module: &str, name: &str) -> Result<(), String> {

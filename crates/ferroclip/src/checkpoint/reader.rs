@@ -8,6 +8,7 @@ use ferroclip_ops::Precision;
 use safetensors::Dtype;
 
 use super::dialect::{Dialect, Place, transposed};
+use super::resize::Resize;
 use super::stored::{Stored, TensorFile};
 use super::write::Outgoing;
 use super::{FileKind, is_bookkeeping};
@@ -54,8 +55,12 @@ impl Checkpoint {
         kind: FileKind,
     ) -> Result<Checkpoint, Error> {
         let mut tensors = BTreeMap::new();
+        let tower = lone_tower(&files);
         for (number, file) in files.iter_mut().enumerate() {
             file.strip("module.");
+            if let Some(tower) = tower {
+                file.put_below(tower);
+            }
             file.tensors.retain(|name, _| !is_bookkeeping(name));
             for name in file.tensors.keys() {
                 if tensors.insert(name.clone(), number).is_some() {
@@ -99,7 +104,7 @@ impl Checkpoint {
         if !differences.is_empty() {
             return Err(Error::Mismatch { origin: self.origin, differences });
         }
-        Ok(TensorReader { checkpoint: self, shapes, places })
+        Ok(TensorReader { checkpoint: self, shapes, places, resized: BTreeMap::new() })
     }
 
     /// All tensors by the names of the files.
@@ -119,14 +124,42 @@ impl Checkpoint {
     }
 }
 
+/// Where the tensors of a model of transformers belong that has one tower, and names it nowhere.
+fn lone_tower(files: &[TensorFile]) -> Option<&'static str> {
+    let names = || files.iter().flat_map(|file| file.tensors.keys());
+    let towers = [
+        ("embeddings.token_embedding.weight", "text_model."),
+        ("embeddings.patch_embedding.weight", "vision_model."),
+    ];
+    let (_, tower) = towers.into_iter().find(|(table, _)| names().any(|name| name == table))?;
+    (!names().any(|name| name.starts_with(tower))).then_some(tower)
+}
+
 /// The tensors of a model, checked by name and shape and read one by one.
 pub(crate) struct TensorReader {
     checkpoint: Checkpoint,
     shapes: BTreeMap<String, Vec<usize>>,
     places: BTreeMap<String, Place>,
+    /// Tables of positions that are read at another size than the files have.
+    resized: BTreeMap<String, Resize>,
 }
 
 impl TensorReader {
+    /// Reads this table of positions at another size from now on.
+    ///
+    /// # Panics
+    /// When the config has none of this name.
+    pub(crate) fn resize(&mut self, name: &str, resize: Resize) {
+        let shape = self.shapes.get_mut(name).expect("a tensor of the config");
+        shape[0] = resize.rows();
+        self.resized.insert(name.to_owned(), resize);
+    }
+
+    /// Whether the config has a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.shapes.contains_key(name)
+    }
+
     /// One tensor.
     ///
     /// # Panics
@@ -140,6 +173,17 @@ impl TensorReader {
 
     /// The elements of one tensor, some at a time.
     fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
+        if let Some(&resize) = self.resized.get(name) {
+            let mut table = Vec::new();
+            self.stored_pieces(name, &mut |piece| table.extend_from_slice(piece))?;
+            each(&resize.apply(&table, self.shapes[name][1]));
+            return Ok(());
+        }
+        self.stored_pieces(name, each)
+    }
+
+    /// The same at the size that the files have.
+    fn stored_pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
         let place = self.places.get(name).expect("a tensor of the config");
         if !place.transposed {
             return place

@@ -1,15 +1,17 @@
 //! Safetensors files: an 8-byte length, a JSON header of that length, and the tensors' bytes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::{self, SeekFrom};
 
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use safetensors::tensor::TensorInfo;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::stored::{Bytes, Stored};
+use super::stored::{Bytes, MAX_SIDES, Stored, check_name};
 
 /// Longest header that is read. The largest models in use stay below 1 MiB.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// The entry of a header that is no tensor.
+const METADATA: &str = "__metadata__";
 
 /// The tensors of a file of `len` bytes, by its header, which is checked against its length.
 ///
@@ -32,15 +34,8 @@ pub(super) fn read(source: &mut dyn Bytes, len: u64) -> Result<BTreeMap<String, 
     }
     let mut header = vec![0; header_len as usize];
     source.read_exact(&mut header).map_err(end_early)?;
-    let repeated = RepeatedName::find(&header).map_err(|e| format!("bad header: {e}"))?;
-    if let Some(name) = repeated {
-        return Err(format!("its header has `{name}` twice"));
-    }
-    let metadata: Metadata =
-        serde_json::from_slice(&header).map_err(|e| format!("bad header: {e}"))?;
+    let tensors = tensors_of(&header).map_err(|e| format!("bad header: {e}"))?;
     let data_start = 8 + header_len;
-    let tensors: BTreeMap<String, TensorInfo> =
-        metadata.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
     check_layout(&tensors, len - data_start)?;
     let stored = tensors.into_iter().map(|(name, info)| {
         let start = data_start + info.data_offsets.0 as u64;
@@ -49,31 +44,44 @@ pub(super) fn read(source: &mut dyn Bytes, len: u64) -> Result<BTreeMap<String, 
     Ok(stored.collect())
 }
 
-/// The first name that a JSON object has twice, which a map would merge in silence.
-struct RepeatedName(Option<String>);
-
-impl RepeatedName {
-    fn find(header: &[u8]) -> Result<Option<String>, serde_json::Error> {
-        let mut json = serde_json::Deserializer::from_slice(header);
-        json.deserialize_map(RepeatedName(None)).map(|found| found.0)
-    }
+/// The entries of a header by name.
+///
+/// Not by the crate's own `Metadata`, which holds every value of the JSON before it looks at it, 70 bytes for each of
+/// the file, and of two entries of one name keeps the last in silence.
+fn tensors_of(header: &[u8]) -> Result<BTreeMap<String, TensorInfo>, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_slice(header);
+    let tensors = json.deserialize_map(Entries)?;
+    json.end()?;
+    Ok(tensors)
 }
 
-impl<'de> Visitor<'de> for RepeatedName {
-    type Value = RepeatedName;
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = BTreeMap<String, TensorInfo>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("an object of tensors")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<RepeatedName, A::Error> {
-        let mut names = BTreeSet::new();
-        while let Some((name, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
-            if let Some(name) = names.replace(name) {
-                self.0.get_or_insert(name);
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut tensors = BTreeMap::new();
+        let mut has_metadata = false;
+        let twice = |name: &str| A::Error::custom(format!("it has `{name}` twice"));
+        while let Some(name) = map.next_key::<String>()? {
+            if name == METADATA {
+                let IgnoredAny = map.next_value()?;
+                if std::mem::replace(&mut has_metadata, true) {
+                    return Err(twice(METADATA));
+                }
+                continue;
             }
+            if tensors.contains_key(&name) {
+                return Err(twice(&name));
+            }
+            tensors.insert(name, map.next_value()?);
         }
-        Ok(self)
+        Ok(tensors)
     }
 }
 
@@ -82,6 +90,10 @@ fn check_layout(tensors: &BTreeMap<String, TensorInfo>, data_len: u64) -> Result
     let mut total: u64 = 0;
     for (name, info) in tensors {
         let (start, end) = info.data_offsets;
+        check_name(name)?;
+        if info.shape.len() > MAX_SIDES {
+            return Err(format!("`{name}` has {} sides, limit {MAX_SIDES}", info.shape.len()));
+        }
         let elements = info.shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side));
         let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
         if start > end || bits.map(|bits| bits / 8) != Some(end - start) {

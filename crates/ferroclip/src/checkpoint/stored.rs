@@ -10,6 +10,18 @@ use crate::error::Error;
 
 /// Bytes that are converted at a time.
 const CHUNK_BYTES: usize = 1 << 16;
+/// Longest name of a tensor.
+const MAX_NAME: usize = 256;
+/// Most sides of a tensor. A pickle can give the same long list of sides to each of its tensors.
+pub(super) const MAX_SIDES: usize = 8;
+
+/// A name that errors can show and that many tensors can have.
+pub(super) fn check_name(name: &str) -> Result<(), String> {
+    match name.len() <= MAX_NAME {
+        true => Ok(()),
+        false => Err(format!("the name of a tensor takes {} bytes, limit {MAX_NAME}", name.len())),
+    }
+}
 
 /// A file, or the bytes of one.
 pub(crate) trait Bytes: Read + Seek + Send {}
@@ -78,9 +90,14 @@ impl TensorFile {
         convert: Convert,
         each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let read_error = |origin: &str, e: io::Error| Error::Weights {
-            origin: origin.to_owned(),
-            reason: format!("`{name}`: {e}"),
+        let read_error = |origin: &str, e: io::Error| {
+            let reason = match e.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    format!("the file ends within `{name}`: it was cut while it was read")
+                }
+                _ => format!("`{name}`: {e}"),
+            };
+            Error::Weights { origin: origin.to_owned(), reason }
         };
         let sought = self.source.seek(SeekFrom::Start(start));
         sought.map_err(|e| read_error(&self.origin, e))?;
@@ -162,4 +179,25 @@ fn elements<'a, T: 'a, const N: usize>(
     from: fn([u8; N]) -> T,
 ) -> impl Iterator<Item = T> + 'a {
     bytes.as_chunks::<N>().0.iter().map(move |&bytes| from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+
+    use crate::checkpoint::Checkpoint;
+
+    #[test]
+    fn a_file_that_shrinks_is_an_error() {
+        let header = br#"{"a":{"dtype":"F32","shape":[65536],"data_offsets":[0,262144]}}"#;
+        let length = (header.len() as u64).to_le_bytes();
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        fs::write(&path, [&length[..], header, &vec![0; 262_144]].concat()).expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("whole");
+        let file = OpenOptions::new().write(true).open(&path).expect("opened");
+        file.set_len(100_000).expect("cut");
+        let shown = checkpoint.read_all().expect_err("it is cut").to_string();
+        assert!(shown.contains("the file ends within `a`"), "{shown}");
+    }
 }

@@ -13,15 +13,13 @@ use std::io::SeekFrom;
 use safetensors::Dtype;
 
 use super::pickle::{Node, Pickle, Value, size};
-use super::stored::{Bytes, Stored};
+use super::stored::{Bytes, MAX_SIDES, Stored, check_name};
 use super::zip::{Archive, Entry};
 
 /// Longest pickle that is read: names and places of tensors, never their elements.
 const MAX_PICKLE_BYTES: u64 = 16 << 20;
 /// Most modules inside each other; a transformer has five.
 const MAX_DEPTH: usize = 64;
-/// Longest name of a tensor.
-const MAX_NAME: usize = 1024;
 
 /// The tensors of a file, and whether it is a TorchScript archive.
 pub(super) struct Torch {
@@ -50,9 +48,9 @@ pub(super) fn read(source: &mut dyn Bytes, len: u64) -> Result<Torch, String> {
         _ => return Err("its pickle holds neither a dictionary nor a module".to_owned()),
     };
     let mut tensors = BTreeMap::new();
-    for (name, value) in &found.tensors {
-        let stored = stored(&pickle, value, &archive).map_err(|e| format!("`{name}`: {e}"))?;
-        tensors.insert(name.clone(), stored);
+    for (name, value) in found.tensors {
+        let stored = stored(&pickle, &value, &archive).map_err(|e| format!("`{name}`: {e}"))?;
+        tensors.insert(name, stored);
     }
     let is_script = matches!(pickle.node(&pickle.root), Some(Node::Record(_)));
     Ok(Torch { tensors, is_script })
@@ -141,13 +139,6 @@ impl Found {
     }
 }
 
-fn check_name(name: &str) -> Result<(), String> {
-    match name.len() <= MAX_NAME {
-        true => Ok(()),
-        false => Err(format!("the name of a tensor takes {} bytes, limit {MAX_NAME}", name.len())),
-    }
-}
-
 /// The place of a tensor, which must lie inside its storage, and that inside the archive.
 fn stored(pickle: &Pickle<'_>, tensor: &Value, archive: &Archive) -> Result<Stored, String> {
     let Some(Node::Tensor { storage, offset, size: shape, stride }) = pickle.node(tensor) else {
@@ -159,7 +150,8 @@ fn stored(pickle: &Pickle<'_>, tensor: &Value, archive: &Archive) -> Result<Stor
     let numbers = size(offset).zip(size(elements));
     let (offset, held) = numbers.ok_or("an offset or length that is no number")?;
     let shapes = pickle.sizes(shape).zip(pickle.sizes(stride));
-    let (shape, strides) = shapes.ok_or("a shape that is no list of numbers")?;
+    let no_shape = || format!("a shape that is no list of at most {MAX_SIDES} numbers");
+    let (shape, strides) = shapes.ok_or_else(no_shape)?;
     let key = pickle.text(key).ok_or("a storage without a name")?;
     let entry = archive.get(&format!("data/{key}"))?;
     let entry = entry.ok_or_else(|| format!("its storage `{}` is missing", key.escape_debug()))?;
@@ -170,6 +162,10 @@ fn stored(pickle: &Pickle<'_>, tensor: &Value, archive: &Archive) -> Result<Stor
     let n = shape.iter().try_fold(1usize, |n, &side| n.checked_mul(side));
     let n = n.filter(|&n| n <= held);
     let n = n.ok_or_else(|| format!("the shape {shape:?} does not fit its storage of {held}"))?;
+    // Where an empty tensor begins does not matter, but it must be a place.
+    if offset > held {
+        return Err(format!("it begins beyond its storage of {held} elements"));
+    }
     if n > 0 {
         let last = span(&shape, &strides).and_then(|last| last.checked_add(offset));
         if last.is_none_or(|last| last >= held) {

@@ -151,6 +151,33 @@ pub struct ModelConfig {
     pub vision_cfg: VisionConfig,
     /// The text tower.
     pub text_cfg: TextConfig,
+    /// Which of them the model has. A file of open_clip has both.
+    #[serde(skip)]
+    pub towers: Towers,
+}
+
+/// The towers of a model: both, but in transformers' models of one. The config of a tower that is not there says nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Towers {
+    /// Images and texts.
+    #[default]
+    Both,
+    /// Images alone.
+    Image,
+    /// Texts alone.
+    Text,
+}
+
+impl Towers {
+    /// Whether images can be embedded.
+    pub fn has_image(self) -> bool {
+        self != Towers::Text
+    }
+
+    /// Whether texts can be embedded.
+    pub fn has_text(self) -> bool {
+        self != Towers::Image
+    }
 }
 
 /// open_clip's `vision_cfg` of a plain Vision Transformer or of OpenAI's modified ResNet.
@@ -190,6 +217,9 @@ pub struct VisionConfig {
     /// Settings of the activation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub act_kwargs: Option<ActivationConfig>,
+    /// Nothing behind the pooling: the embedding is as wide as the tower. Only in transformers' models of one tower.
+    #[serde(skip)]
+    pub no_proj: bool,
     /// The name of the tower in timm, which stands for the fields above: SigLIP's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timm_model_name: Option<String>,
@@ -391,6 +421,7 @@ impl Default for VisionConfig {
             patch_dropout: 0.0,
             norm_kwargs: None,
             act_kwargs: None,
+            no_proj: false,
             timm_model_name: None,
         }
     }

@@ -17,7 +17,7 @@ use super::found::{Found, open};
 use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use super::{hugging_face, new_folder, write_text};
 use crate::checkpoint::{Dialect, infer_shapes};
-use crate::config::{Config, ModelConfig};
+use crate::config::{Config, ModelConfig, Towers};
 use crate::error::Error;
 use crate::image::{Convention, ImagePipeline};
 use crate::param::elements;
@@ -60,6 +60,7 @@ pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error
         return Err(Error::io("create", out, source));
     }
     let mut found = open(model)?;
+    found.needs(Towers::Both, model)?;
     let refused = |reason: String| Error::Conversion { path: model.to_owned(), reason };
     let config = written_config(&found.config, to).map_err(refused)?;
     let mut notes = Vec::new();
@@ -118,7 +119,7 @@ fn written_config(config: &Config, to: Program) -> Result<Config, String> {
         }
         Program::Transformers => {
             let (model, preprocessor) = hugging_face::written(config);
-            let (again, _) = hugging_face::translate(&model, Some(&preprocessor))?;
+            let (again, _) = hugging_face::translate(&model, Some(&preprocessor), true)?;
             same(&without_names(&config.model), &without_names(&again.model), "transformers")?;
             let ours =
                 ImagePipeline { convention: Convention::HuggingFace, ..config.preprocess.clone() };

@@ -15,10 +15,11 @@ use super::layout::{ConfigFile, Layout, WeightsFile};
 use super::tokenizer::Conventions;
 use super::{hugging_face, tokenizer};
 use crate::checkpoint::{Checkpoint, FileKind, TensorReader, infer};
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::error::Error;
 use crate::files::read_text;
 use crate::image::ImagePipeline;
+use crate::open_options::OpenOptions;
 use crate::pretrained::{self, Pretrained};
 use crate::tokenizer::Tokenizer;
 
@@ -45,6 +46,8 @@ pub struct Origin {
     pub recognised: Option<String>,
     /// How texts and pictures are prepared: as in `open_clip` or in `transformers`.
     pub conventions: &'static str,
+    /// The model's files that are there: config, weights, vocabulary.
+    pub files: Vec<PathBuf>,
     /// Fields that the files do not tell, with what was assumed and why.
     pub assumptions: Vec<String>,
     /// Keys of the configs that change no numbers and were passed over.
@@ -70,6 +73,7 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
         format: checkpoint.kind().name(),
         dialect: checkpoint.dialect().name(),
         conventions: "open_clip",
+        files: layout.files(),
         ..Origin::default()
     };
     let mut config = match &layout.config {
@@ -80,7 +84,7 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
         }
         ConfigFile::HuggingFace(path) => {
             origin.conventions = "transformers";
-            translated(path, &layout.folder, &mut origin)?
+            translated(path, &layout.folder, &checkpoint, &mut origin)?
         }
         ConfigFile::None => inferred(&checkpoint, path, &mut origin)?,
     };
@@ -108,7 +112,33 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
     Ok(Found { config, tensors, origin, folder: layout.folder, conventions })
 }
 
+/// As [`open`], at the sizes that are asked for.
+///
+/// # Errors
+/// As [`open`]; and when the model cannot have such a size.
+pub(crate) fn open_with(path: &Path, options: &OpenOptions) -> Result<Found, Error> {
+    let mut found = open(path)?;
+    let called = path.display().to_string();
+    let notes = options.resize(&mut found.config, &mut found.tensors, &called)?;
+    found.origin.assumptions.extend(notes);
+    Ok(found)
+}
+
 impl Found {
+    /// Whether the model, opened at this path, has the towers that are needed.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub(crate) fn needs(&self, towers: Towers, path: &Path) -> Result<(), Error> {
+        let has = self.config.model.towers;
+        let tower = match () {
+            () if towers.has_image() && !has.has_image() => "image",
+            () if towers.has_text() && !has.has_text() => "text",
+            () => return Ok(()),
+        };
+        Err(Error::NoTower { path: path.to_owned(), tower })
+    }
+
     /// The tokenizer of the model.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, Error> {
         tokenizer::load(&self.folder, &self.config, self.conventions)
@@ -161,7 +191,12 @@ fn left_open(config: &str) -> Vec<String> {
         .collect()
 }
 
-fn translated(path: &Path, folder: &Path, origin: &mut Origin) -> Result<Config, Error> {
+fn translated(
+    path: &Path,
+    folder: &Path,
+    checkpoint: &Checkpoint,
+    origin: &mut Origin,
+) -> Result<Config, Error> {
     let preprocessor = folder.join(hugging_face::PREPROCESSOR_FILE);
     let of_images = match preprocessor.is_file() {
         true => Some(read_text(&preprocessor, MAX_CONFIG_BYTES)?),
@@ -175,9 +210,14 @@ fn translated(path: &Path, folder: &Path, origin: &mut Origin) -> Result<Config,
         }
     };
     let text = read_text(path, MAX_CONFIG_BYTES)?;
-    let (config, ignored) = hugging_face::translate(&text, of_images.as_deref())
+    // `CLIPTextModel` and `CLIPVisionModel` end where the others project, and their configs do not tell.
+    let projects = checkpoint.shapes().keys().any(|name| name.ends_with("_projection.weight"));
+    let (config, ignored) = hugging_face::translate(&text, of_images.as_deref(), projects)
         .map_err(|reason| Error::Config { origin: path.display().to_string(), reason })?;
     origin.ignored = ignored;
+    if !config.model.towers.has_image() {
+        origin.assumptions.retain(|line| !line.starts_with("the image pipeline"));
+    }
     Ok(config)
 }
 

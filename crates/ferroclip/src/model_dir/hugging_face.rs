@@ -5,14 +5,19 @@
 //! `CLIPConfig` and `SiglipConfig` give them.
 
 use ferroclip_ops::Activation;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::checkpoint::ratio;
 use crate::config::{
     ActivationConfig, Approximation, Config, ImagePool, Layers, ModelConfig, NormConfig, Sides,
-    TextConfig, TextPool, VisionConfig,
+    TextConfig, TextPool, TextProjection, Towers, VisionConfig,
 };
-use crate::image::{Convention, ImagePipeline, Interpolation, ResizeMode};
+use crate::image::{Convention, ImagePipeline};
+
+mod pipeline;
+mod write;
+
+pub(super) use write::written;
 
 /// The files of a directory of transformers.
 pub(super) const CONFIG_FILE: &str = "config.json";
@@ -20,6 +25,8 @@ pub(super) const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
 pub(super) const WEIGHTS_FILE: &str = "model.safetensors";
 /// The epsilon that a config of ours need not name.
 const PLAIN_EPS: f64 = 1e-5;
+/// `projection_dim` where it is left out.
+const PROJECTION_DIM: usize = 512;
 /// The bias that SigLIP's training starts from.
 const SIGLIP_BIAS: f32 = -10.0;
 
@@ -169,23 +176,25 @@ fn is_harmless(key: &str) -> bool {
     HARMLESS.contains(&key)
 }
 
-/// The config of a directory of transformers, and the keys that were passed over.
+/// The config of a directory of transformers, and the keys that were passed over. Whether a model of one tower `projects`
+/// its weights tell.
 ///
 /// # Errors
 /// When a text is no JSON, or asks for what is not supported.
 pub(super) fn translate(
     model: &str,
     preprocessor: Option<&str>,
+    projects: bool,
 ) -> Result<(Config, Vec<String>), String> {
     let object = |text: &str| -> Result<Map<String, Value>, String> {
         serde_json::from_str(text).map_err(|e| e.to_string())
     };
     let model = object(model)?;
     let mut ignored = Vec::new();
-    let model_config = model_config(&model, &mut ignored)?;
+    let model_config = model_config(&model, projects, &mut ignored)?;
     let size = model_config.vision_cfg.image_size.each();
-    let preprocess = match preprocessor {
-        Some(text) => pipeline(&object(text)?, size, &mut ignored)
+    let preprocess = match preprocessor.filter(|_| model_config.towers.has_image()) {
+        Some(text) => pipeline::translated(&object(text)?, size, &mut ignored)
             .map_err(|reason| format!("`preprocessor_config.json`: {reason}"))?,
         None => {
             ImagePipeline { size, convention: Convention::HuggingFace, ..ImagePipeline::default() }
@@ -196,16 +205,30 @@ pub(super) fn translate(
 
 fn model_config(
     model: &Map<String, Value>,
+    projects: bool,
     ignored: &mut Vec<String>,
 ) -> Result<ModelConfig, String> {
-    let family = match model.get("model_type").and_then(Value::as_str) {
-        Some("clip") => &CLIP,
-        Some("siglip") => &SIGLIP,
-        other => {
-            let other = other.unwrap_or("none");
-            return Err(format!("`model_type`: {other}, expected `clip` or `siglip`"));
-        }
+    let kind = model.get("model_type").and_then(Value::as_str).unwrap_or("none");
+    let (family, towers) = match kind {
+        "clip" => (&CLIP, Towers::Both),
+        "clip_text_model" => (&CLIP, Towers::Text),
+        "clip_vision_model" => (&CLIP, Towers::Image),
+        "siglip" => (&SIGLIP, Towers::Both),
+        "siglip_text_model" => (&SIGLIP, Towers::Text),
+        "siglip_vision_model" => (&SIGLIP, Towers::Image),
+        _ => return Err(format!("`model_type`: {kind}, expected `clip` or `siglip`")),
     };
+    match towers {
+        Towers::Both => both_towers(model, family, ignored),
+        Towers::Image | Towers::Text => one_tower(model, family, towers, projects, ignored),
+    }
+}
+
+fn both_towers(
+    model: &Map<String, Value>,
+    family: &Family,
+    ignored: &mut Vec<String>,
+) -> Result<ModelConfig, String> {
     let mut top = Tower::new("config", model);
     top.known.extend([
         "text_config",
@@ -214,7 +237,7 @@ fn model_config(
         "vision_config_dict",
         "logit_scale_init_value",
     ]);
-    let projection_dim = top.number("projection_dim", 512)?;
+    let projection_dim = top.number("projection_dim", PROJECTION_DIM)?;
     top.rest(ignored)?;
     let (text, vision) = (section(model, "text_config")?, section(model, "vision_config")?);
     let (mut text_cfg, of_text) = text_config(&text, family, ignored)?;
@@ -234,6 +257,47 @@ fn model_config(
         custom_text: family.is_siglip,
         vision_cfg,
         text_cfg,
+        towers: Towers::Both,
+    })
+}
+
+/// The config of a model of one tower: its fields stand at the top.
+fn one_tower(
+    model: &Map<String, Value>,
+    family: &Family,
+    towers: Towers,
+    projects: bool,
+    ignored: &mut Vec<String>,
+) -> Result<ModelConfig, String> {
+    let projection_dim = Tower::new("config", model).number("projection_dim", PROJECTION_DIM)?;
+    let (mut vision_cfg, mut text_cfg) = (VisionConfig::default(), TextConfig::default());
+    let (width, activation) = match towers.has_text() {
+        true => {
+            let (config, activation) = text_config(model, family, ignored)?;
+            text_cfg = TextConfig { act_kwargs: approximation(activation), ..config };
+            (text_cfg.width, activation)
+        }
+        false => {
+            let (config, activation) = vision_config(model, family, ignored)?;
+            vision_cfg = VisionConfig { act_kwargs: approximation(activation), ..config };
+            (vision_cfg.width, activation)
+        }
+    };
+    // SigLIP's towers end as they do in the whole model.
+    let ends_bare = !projects && !family.is_siglip;
+    vision_cfg.no_proj = ends_bare && towers.has_image();
+    if ends_bare && towers.has_text() {
+        text_cfg.proj_type = TextProjection::None;
+    }
+    Ok(ModelConfig {
+        embed_dim: if projects && !family.is_siglip { projection_dim } else { width },
+        quick_gelu: activation == Activation::QuickGelu,
+        init_logit_scale: None,
+        init_logit_bias: None,
+        custom_text: family.is_siglip,
+        vision_cfg,
+        text_cfg,
+        towers,
     })
 }
 
@@ -282,7 +346,7 @@ fn text_config(
         config.no_causal_mask = true;
         config.proj_bias = true;
         config.pool_type = TextPool::Last;
-    } else if end != 2 && end + 1 != config.vocab_size {
+    } else if end != 2 && end.checked_add(1) != Some(config.vocab_size) {
         // 2, which most files say and no text holds, stands for the largest id; so does the last one.
         return Err(format!(
             "`text_config.eos_token_id`: {end}, expected 2 or the last of {} ids",
@@ -327,176 +391,6 @@ fn vision_config(
     let activation = tower.activation(family.activation)?;
     tower.rest(ignored)?;
     Ok((config, activation))
-}
-
-/// `config.json` and `preprocessor_config.json` of a config, as far as transformers can say it: what it cannot say is
-/// lost, which reading them back shows.
-pub(super) fn written(config: &Config) -> (String, String) {
-    let model = &config.model;
-    let (vision, text) = (&model.vision_cfg, &model.text_cfg);
-    let is_siglip = vision.pool_type == ImagePool::Map;
-    let family = if is_siglip { "siglip" } else { "clip" };
-    let [side, _] = vision.image_size.each();
-    let mut of_text = json!({
-        "model_type": format!("{family}_text_model"),
-        "hidden_size": text.width,
-        "intermediate_size": text.mlp_width(),
-        "num_attention_heads": text.heads,
-        "num_hidden_layers": text.layers,
-        "max_position_embeddings": text.context_length,
-        "vocab_size": text.vocab_size,
-        "hidden_act": activation_name(model.text_activation()),
-        "layer_norm_eps": text.norm_eps(),
-        "bos_token_id": text.vocab_size - 2,
-        "eos_token_id": text.vocab_size - 1,
-    });
-    let of_images = json!({
-        "model_type": format!("{family}_vision_model"),
-        "hidden_size": vision.width,
-        "intermediate_size": vision.mlp_width(),
-        "num_attention_heads": vision.heads(),
-        "num_hidden_layers": vision.layers.blocks(),
-        "image_size": side,
-        "patch_size": vision.patch()[0],
-        "hidden_act": activation_name(model.image_activation()),
-        "layer_norm_eps": vision.norm_eps(),
-    });
-    let mut whole = json!({
-        "architectures": [if is_siglip { "SiglipModel" } else { "CLIPModel" }],
-        "model_type": family,
-        "text_config": {},
-        "vision_config": of_images,
-    });
-    match is_siglip {
-        true => of_text["projection_size"] = json!(model.embed_dim),
-        false => {
-            whole["projection_dim"] = json!(model.embed_dim);
-            whole["logit_scale_init_value"] = json!(model.init_logit_scale());
-        }
-    }
-    whole["text_config"] = of_text;
-    (format!("{whole:#}\n"), format!("{:#}\n", written_pipeline(&config.preprocess, family)))
-}
-
-fn activation_name(activation: Activation) -> &'static str {
-    match activation {
-        Activation::QuickGelu => "quick_gelu",
-        Activation::Gelu => "gelu",
-        Activation::GeluTanh => "gelu_pytorch_tanh",
-    }
-}
-
-fn written_pipeline(pipeline: &ImagePipeline, family: &str) -> Value {
-    let [height, width] = pipeline.size;
-    let both = json!({"height": height, "width": width});
-    let crops = pipeline.resize_mode == ResizeMode::Shortest;
-    // As written in f32: the nearest f64 has twice as many digits.
-    let short = |numbers: [f32; 3]| numbers.map(|n| n.to_string().parse().unwrap_or(f64::from(n)));
-    json!({
-        "image_processor_type": if family == "clip" { "CLIPImageProcessor" } else { "SiglipImageProcessor" },
-        "do_resize": true,
-        "size": if crops { json!({"shortest_edge": height}) } else { both.clone() },
-        "resample": match pipeline.interpolation {
-            Interpolation::Bilinear => 2,
-            Interpolation::Bicubic => 3,
-        },
-        "do_center_crop": crops,
-        "crop_size": both,
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "image_mean": short(pipeline.mean),
-        "image_std": short(pipeline.std),
-        "do_convert_rgb": true,
-    })
-}
-
-/// The image pipeline of `CLIPImageProcessor`.
-fn pipeline(
-    fields: &Map<String, Value>,
-    size: [usize; 2],
-    ignored: &mut Vec<String>,
-) -> Result<ImagePipeline, String> {
-    let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(true);
-    for key in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
-        if !flag(key) {
-            return Err(format!("`{key}`: false, which is not supported"));
-        }
-    }
-    let factor = fields.get("rescale_factor").and_then(Value::as_f64).unwrap_or(1.0 / 255.0);
-    if (factor * 255.0 - 1.0).abs() > 1e-6 {
-        return Err(format!("`rescale_factor`: {factor}, expected 1/255"));
-    }
-    let resize_mode = match fields.get("size") {
-        None => ResizeMode::Shortest,
-        Some(value) => resize_mode(value, size)?,
-    };
-    if resize_mode == ResizeMode::Shortest {
-        let crop = fields.get("crop_size").map_or(Some(size), sides);
-        if !flag("do_center_crop") || crop != Some(size) {
-            return Err(
-                "`crop_size` and `do_center_crop` do not give the image tower's size".to_owned()
-            );
-        }
-    }
-    let interpolation = match fields.get("resample").map_or(Some(3), Value::as_u64) {
-        Some(2) => Interpolation::Bilinear,
-        Some(3) => Interpolation::Bicubic,
-        _ => return Err(format!("`resample`: {}, expected 2 or 3", fields["resample"])),
-    };
-    let usual = ImagePipeline::default();
-    let known = [
-        "do_resize",
-        "do_rescale",
-        "do_normalize",
-        "do_convert_rgb",
-        "do_center_crop",
-        "rescale_factor",
-        "size",
-        "crop_size",
-        "resample",
-        "image_mean",
-        "image_std",
-    ];
-    let left = fields.keys().filter(|key| !known.contains(&key.as_str()));
-    ignored.extend(left.map(|key| format!("preprocessor_config.{key}")));
-    let pipeline = ImagePipeline {
-        size,
-        mean: numbers(fields, "image_mean")?.unwrap_or(usual.mean),
-        std: numbers(fields, "image_std")?.unwrap_or(usual.std),
-        interpolation,
-        resize_mode,
-        convention: Convention::HuggingFace,
-        ..usual
-    };
-    pipeline.validate().map_err(|e| e.to_string())?;
-    Ok(pipeline)
-}
-
-/// How `size` asks for a picture to be fitted into the image tower's.
-fn resize_mode(value: &Value, size: [usize; 2]) -> Result<ResizeMode, String> {
-    let shortest = value.as_u64().or_else(|| value.get("shortest_edge").and_then(Value::as_u64));
-    if size[0] == size[1] && shortest == Some(size[0] as u64) {
-        return Ok(ResizeMode::Shortest);
-    }
-    match sides(value) {
-        Some(found) if found == size && shortest.is_none() => Ok(ResizeMode::Squash),
-        _ => Err(format!("`size`: {value}, the image tower has {size:?}")),
-    }
-}
-
-/// `[height, width]` of a number or of an object with both.
-fn sides(value: &Value) -> Option<[usize; 2]> {
-    let side = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-    match side(value) {
-        Some(square) => Some([square; 2]),
-        None => Some([side(value.get("height")?)?, side(value.get("width")?)?]),
-    }
-}
-
-fn numbers(fields: &Map<String, Value>, key: &str) -> Result<Option<[f32; 3]>, String> {
-    let Some(value) = fields.get(key) else { return Ok(None) };
-    serde_json::from_value(value.clone()).map(Some).map_err(|e| format!("`{key}`: {e}"))
 }
 
 #[cfg(test)]

@@ -7,13 +7,20 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::hugging_face::{self, CONFIG_FILE as HF_CONFIG_FILE};
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, tokenizer};
 use crate::error::Error;
 use crate::files::read_text;
 
 /// Files of weights by program, the preferred one first.
 const OPEN_CLIP_WEIGHTS: [&str; 2] = [WEIGHTS_FILE, "open_clip_pytorch_model.bin"];
 const HF_WEIGHTS: [&str; 2] = [hugging_face::WEIGHTS_FILE, "pytorch_model.bin"];
+/// Files that may lie beside config and weights.
+const BESIDE: [&str; 4] = [
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    tokenizer::MERGES_FILE,
+    hugging_face::PREPROCESSOR_FILE,
+];
 /// What stands behind the name of the list of files that weights were cut into.
 const INDEX: &str = ".index.json";
 /// Longest list of files, and most files.
@@ -53,6 +60,20 @@ impl Layout {
             true => Layout::of_directory(path),
             false => Layout::of_file(path),
         }
+    }
+
+    /// All of them that are there, with those that a vocabulary and an image pipeline may lie in.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        let config = match &self.config {
+            ConfigFile::OpenClip(path) | ConfigFile::HuggingFace(path) => Some(path.clone()),
+            ConfigFile::None => None,
+        };
+        let weights = match &self.weights {
+            WeightsFile::One(path) => vec![path.clone()],
+            WeightsFile::Shards(index, paths) => [&[index.clone()][..], paths].concat(),
+        };
+        let beside = BESIDE.map(|name| self.folder.join(name)).into_iter();
+        config.into_iter().chain(weights).chain(beside.filter(|path| path.is_file())).collect()
     }
 
     fn of_directory(folder: &Path) -> Result<Layout, Error> {

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use crate::builtin;
 use crate::checkpoint::FloatFormat;
-use crate::config::Config;
+use crate::config::{Config, Towers};
 use crate::error::Error;
 use crate::files::{sibling, sync_directory, write_atomically};
 use crate::param::Weights;
@@ -29,7 +29,7 @@ mod tokenizer;
 
 pub use convert::{Converted, Program, convert};
 pub use found::Origin;
-pub(crate) use found::{Found, open};
+pub(crate) use found::{Found, open, open_with};
 
 const CONFIG_FILE: &str = "open_clip_config.json";
 const WEIGHTS_FILE: &str = "open_clip_model.safetensors";
@@ -54,6 +54,7 @@ impl ModelFiles {
     /// When a file is missing or damaged, or the files do not belong together.
     pub fn load(path: &Path) -> Result<ModelFiles, Error> {
         let found = open(path)?;
+        found.needs(Towers::Both, path)?;
         let tokenizer = found.tokenizer()?;
         let weights = found.tensors.read_all()?;
         Ok(ModelFiles { config: found.config, weights, tokenizer })
@@ -113,7 +114,10 @@ fn write_text(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
 }
 
 /// A directory that `write` fills under a temporary name: it appears whole or not at all.
-fn new_folder(folder: &Path, write: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+pub(crate) fn new_folder(
+    folder: &Path,
+    write: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
     let temporary = sibling(folder, "tmp");
     let fill = || {
         fs::create_dir_all(&temporary).map_err(|e| Error::io("create", folder, e))?;

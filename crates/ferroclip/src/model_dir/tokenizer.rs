@@ -14,7 +14,7 @@ use crate::tokenizer::{Normalization, Tokenizer, TokenizerError};
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The merges of transformers' slow tokenizer.
-const MERGES_FILE: &str = "merges.txt";
+pub(super) const MERGES_FILE: &str = "merges.txt";
 /// The class of transformers that takes punctuation out of texts.
 const SIGLIP_CLASS: &str = "SiglipTokenizer";
 

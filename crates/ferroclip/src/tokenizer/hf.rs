@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::bpe::{Bpe, N_BYTE_SYMBOLS, WORD_END, symbol_char};
+use super::skim::{self, MAX_TREE};
 use super::split::{END_TEXT, START_TEXT};
 use super::{Tokenizer, TokenizerError, Vocabulary};
 
@@ -67,6 +68,7 @@ impl Tokenizer {
     ///
     /// If the text is no JSON, or anything in it is not as ferroclip would write it.
     pub fn from_hf_json(text: &str) -> Result<Self, TokenizerError> {
+        skim::check(text, MAX_TREE)?;
         let found: Value = serde_json::from_str(text)?;
         let merges =
             found["model"]["merges"].as_array().ok_or_else(|| unsupported("model.merges"))?;

@@ -1,11 +1,11 @@
 //! Vocabularies of any kind, from a `tokenizer.json`: SigLIP's, SigLIP2's, CLIPA's, multilingual ones. The `tokenizers`
 //! crate, transformers' own, does the work; what stands beside the file decides cleaning and padding.
 
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::utils::truncation::TruncationDirection;
 use tokenizers::{Encoding, PostProcessor, Tokenizer as Inner};
 
+use super::rules::{self, caught};
 use super::{TokenizerError, Tokens};
 
 /// Names of the padding, where `tokenizer_config.json` gives none.
@@ -32,13 +32,7 @@ impl Loaded {
         about: Option<&str>,
         strip_sep_token: bool,
     ) -> Result<Loaded, TokenizerError> {
-        // Their parser panics at a text that is no JSON.
-        let IgnoredAny = serde_json::from_str(json)?;
-        let mut inner =
-            Inner::from_bytes(json.as_bytes()).map_err(|e| TokenizerError::Rules(e.to_string()))?;
-        // Both follow from the model, not from the file.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| TokenizerError::Rules(e.to_string()))?;
+        let inner = rules::read(json)?;
         let about = about.unwrap_or("{}");
         let names: Value = serde_json::from_str(about)?;
         let special = |key: &str| {
@@ -78,18 +72,8 @@ impl Loaded {
     /// The rules of a file can fail on a text (an unknown symbol without a token for it); it is then read as the empty
     /// text, and counted as cut.
     pub(super) fn encode(&self, text: &str, limit: usize) -> Tokens {
-        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        let (mut encoding, lost) = match self.inner.encode(text, false) {
-            Ok(encoding) => (encoding, 0),
-            Err(_) => (Encoding::default(), 1),
-        };
-        let room = limit.saturating_sub(added);
-        let truncated = encoding.len().saturating_sub(room) + lost;
-        if encoding.len() > room {
-            encoding.truncate(room, 0, TruncationDirection::Right);
-        }
-        let whole = self.inner.post_process(encoding, None, true);
-        let mut ids = whole.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        let found = caught(|| self.ids(text, limit));
+        let (mut ids, truncated) = found.unwrap_or_else(|_| (Vec::new(), 1));
         if let Some(separator) = self.stripped {
             // As open_clip: zero, which is the padding there.
             ids.iter_mut().filter(|id| **id == separator).for_each(|id| *id = 0);
@@ -101,7 +85,24 @@ impl Loaded {
         Tokens { ids, truncated }
     }
 
+    /// The ids of a text by the rules of the file, and how many were cut.
+    fn ids(&self, text: &str, limit: usize) -> (Vec<u32>, usize) {
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let (mut encoding, lost) = match self.inner.encode(text, false) {
+            Ok(encoding) => (encoding, 0),
+            Err(_) => (Encoding::default(), 1),
+        };
+        let room = limit.saturating_sub(added);
+        let truncated = encoding.len().saturating_sub(room) + lost;
+        if encoding.len() > room {
+            encoding.truncate(room, 0, TruncationDirection::Right);
+        }
+        let whole = self.inner.post_process(encoding, None, true);
+        let ids = whole.map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default();
+        (ids, truncated)
+    }
+
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        self.inner.decode(ids, false).unwrap_or_default()
+        caught(|| self.inner.decode(ids, false).unwrap_or_default()).unwrap_or_default()
     }
 }

@@ -31,6 +31,8 @@ mod ftfy;
 mod hf;
 mod html;
 mod loaded;
+mod rules;
+mod skim;
 mod split;
 mod tables;
 #[cfg(test)]

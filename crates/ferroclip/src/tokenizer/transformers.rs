@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::bpe::{Bpe, WORD_END};
 use super::hf::{added_token, normalizer, read_merges, unsupported};
+use super::skim::{self, MAX_TREE};
 use super::split::{END_TEXT, START_TEXT};
 use super::{Tokenizer, TokenizerError, Vocabulary};
 
@@ -21,6 +22,7 @@ impl Tokenizer {
     ///
     /// If the text is no JSON, or not that of CLIP's byte-level BPE.
     pub fn from_transformers_json(text: &str) -> Result<Self, TokenizerError> {
+        skim::check(text, MAX_TREE)?;
         let found: Value = serde_json::from_str(text)?;
         let merges = &found["model"]["merges"];
         let merges = merges.as_array().ok_or_else(|| unsupported("model.merges"))?;
@@ -38,6 +40,9 @@ impl Tokenizer {
     ///
     /// If a line is no merge.
     pub fn from_merges(text: &str) -> Result<Self, TokenizerError> {
+        if text.lines().nth(MAX_TREE).is_some() {
+            return Err(TokenizerError::Rules(format!("it has more than {MAX_TREE} merges")));
+        }
         let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("#version"));
         let lines: Vec<Value> = lines.map(Value::from).collect();
         Ok(Self::with_merges(read_merges(&lines)?))

@@ -52,8 +52,8 @@ impl VisionTransformer {
         let bias = by_attention.then(|| params.tensor1("visual.conv1.bias"));
         let conv = Linear::new(params.tensor2("visual.conv1.weight"), bias);
         let mut conv = conv.rounded(params.rounding());
-        let mut projection =
-            (!by_attention).then(|| Projection::new(params.tensor2("visual.proj")));
+        let mut projection = (!by_attention && !vision.no_proj)
+            .then(|| Projection::new(params.tensor2("visual.proj")));
         if let Some(precision) = params.packing() {
             // Pixels are rounded to nothing less than bf16: they are not the activations that int8's
             // scales fit, and this is 3 % of the work.

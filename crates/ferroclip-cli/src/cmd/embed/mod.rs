@@ -50,7 +50,7 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
     for ignored in ignored(args, &parts) {
         output::note(common, &ignored);
     }
-    let encoders = args.model.open_encoders(has_images, has_texts)?;
+    let encoders = args.model.open_encoders(has_images, has_texts, common)?;
     let settings = settings(args, &parts);
     let start = Instant::now();
     let mut totals = Totals::default();

@@ -3,7 +3,7 @@
 mod retrieval;
 mod zero_shot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use ferroclip::image::DecodeLimits;
@@ -12,6 +12,7 @@ use ferroclip_train::{EvalOptions, TrainError};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::atomic::write_file;
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::inputs::{self, print_failures};
@@ -36,6 +37,9 @@ pub(crate) struct DataArgs {
     /// Rows to use: `column=value`, `column!=value`; all must hold
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
+    /// Write the scores to a `.json` file as CLIP_benchmark does, for its `build`
+    #[arg(long, value_name = "FILE")]
+    result: Option<PathBuf>,
     /// Pictures that go through the tower together
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_batch)]
     batch: usize,
@@ -98,6 +102,26 @@ fn document(data: &DataArgs, scores: &impl Serialize, failures: &[Failure]) -> R
     let failure = |failure: &Failure| json!({"path": failure.key, "error": failure.reason});
     document["failures"] = failures.iter().map(failure).collect();
     Ok(document)
+}
+
+impl DataArgs {
+    /// Writes CLIP_benchmark's document, where it is asked for; `metrics` have its names.
+    fn write_result(&self, dataset: &Dataset, task: &str, metrics: Value) -> Result<()> {
+        let Some(path) = &self.result else { return Ok(()) };
+        let name =
+            |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let dataset = dataset.benchmark().map_or(name(&self.data), |found| found.name.clone());
+        let model = self.model.model.as_str();
+        let (architecture, tag) = match model.split_once(':') {
+            Some((architecture, tag)) if !Path::new(model).exists() => {
+                (architecture.to_owned(), tag)
+            }
+            _ => (name(Path::new(model)), model),
+        };
+        let document = json!({"dataset": dataset, "model": architecture, "pretrained": tag,
+            "task": task, "metrics": metrics, "language": "en"});
+        write_file(path, format!("{document}\n").as_bytes())
+    }
 }
 
 /// Lists the failures; the scores are of the other pictures.

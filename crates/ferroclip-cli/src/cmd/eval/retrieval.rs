@@ -1,7 +1,8 @@
 //! `eval retrieval`: captions are found by pictures, and pictures by captions.
 
 use clap::Args;
-use ferroclip_train::Recall;
+use ferroclip_train::{Recall, Retrieval};
+use serde_json::{Value, json};
 
 use super::{DataArgs, document, finish};
 use crate::common::Common;
@@ -19,13 +20,14 @@ pub(crate) struct RetrievalArgs {
 
 pub(super) fn run(args: &RetrievalArgs, common: &Common) -> Result<Done> {
     let dataset = args.data.open(common)?;
-    let clip = args.data.model.open()?;
+    let clip = args.data.model.open(common)?;
     let scores = args.data.score(common, &dataset, |options| {
         ferroclip_train::retrieval(&clip, &dataset, &args.caption_columns, options)
     })?;
     if scores.truncated > 0 {
         output::note(common, &format!("{} captions were too long and were cut", scores.truncated));
     }
+    args.data.write_result(&dataset, "zeroshot_retrieval", metrics(&scores))?;
     if common.json {
         output::print_json(&document(&args.data, &scores, &scores.failures)?)?;
     } else {
@@ -40,4 +42,14 @@ pub(super) fn run(args: &RetrievalArgs, common: &Common) -> Result<Done> {
         output::print(&format!("{table}{} pictures, {} texts\n", scores.n, scores.n_texts))?;
     }
     finish(common, &scores.failures)
+}
+
+/// The scores as CLIP_benchmark names them: by what is retrieved.
+fn metrics(scores: &Retrieval) -> Value {
+    let (images, texts) = (&scores.text_to_image, &scores.image_to_text);
+    json!({
+        "image_retrieval_recall@1": images.r1, "text_retrieval_recall@1": texts.r1,
+        "image_retrieval_recall@5": images.r5, "text_retrieval_recall@5": texts.r5,
+        "image_retrieval_recall@10": images.r10, "text_retrieval_recall@10": texts.r10,
+    })
 }

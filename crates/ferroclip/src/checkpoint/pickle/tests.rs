@@ -100,10 +100,20 @@ fn damage_is_an_error_and_never_a_panic() {
 #[test]
 fn size_and_depth_are_bounded() {
     // A list in a list in a list: as deep as the limit on nodes allows, and nothing recurses.
-    let deep = [vec![b']'; 1 << 19], vec![b'a'; (1 << 19) - 1], b".".to_vec()].concat();
+    let deep = [vec![b']'; MAX_NODES], vec![b'a'; MAX_NODES - 1], b".".to_vec()].concat();
     assert!(Pickle::read(&deep).is_ok());
     let many = [vec![b']'; MAX_NODES + 1], b".".to_vec()].concat();
     assert!(error(&many).contains("objects"));
     let values = [b"N".repeat(MAX_VALUES + 1), b".".to_vec()].concat();
     assert!(error(&values).contains("values"));
+    let marks = b"(".repeat(MAX_VALUES + 1);
+    assert!(error(&marks).contains("values"));
+    // MEMOIZE takes one byte for each note of the same value.
+    let notes = [vec![b'N'], vec![0x94; MAX_NODES + 1], b".".to_vec()].concat();
+    assert!(error(&notes).contains("notes more than"));
+    // What cannot be a name is nothing.
+    let text = |n: u32| [&b"X"[..], &n.to_le_bytes(), &vec![b'a'; n as usize], b"."].concat();
+    let root = |bytes: &[u8]| Pickle::read(bytes).expect("a pickle").root;
+    assert_eq!(root(&text(MAX_TEXT as u32)), Value::Text(5, 5 + MAX_TEXT));
+    assert_eq!(root(&text(MAX_TEXT as u32 + 1)), Value::Nothing);
 }

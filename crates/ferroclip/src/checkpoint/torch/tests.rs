@@ -153,6 +153,20 @@ fn shapes_whose_product_overflows_are_refused() {
 }
 
 #[test]
+fn empty_tensors_have_a_place_and_few_sides() {
+    let with = |tensor: Vec<u8>| archive(dictionary(&[("w", tensor)]));
+    assert!(read_bytes(with(tensor("0", 6, 6, &[0], &[1]))).is_ok());
+    assert_error(with(tensor("0", 6, 7, &[0], &[1])), "begins beyond its storage");
+    let sides = [1; crate::checkpoint::stored::MAX_SIDES + 1];
+    assert_error(with(tensor("0", 6, 0, &sides, &sides)), "no list of at most");
+    let long = "a".repeat(1000);
+    assert_error(
+        archive(dictionary(&[(long.as_str(), tensor("0", 6, 0, &[6], &[1]))])),
+        "takes 1000 bytes",
+    );
+}
+
+#[test]
 fn archives_that_pytorch_does_not_write_are_refused() {
     let value = pickle(dictionary(&[("w", tensor("0", 6, 0, &[6], &[1]))]));
     let data = [0; 24];

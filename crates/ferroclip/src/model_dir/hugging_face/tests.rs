@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::image::{Interpolation, ResizeMode};
 
 /// What OpenAI's models carry on the hub, in short.
 fn usual() -> Value {
@@ -14,7 +15,7 @@ fn usual() -> Value {
 }
 
 fn read(model: &Value) -> Result<(Config, Vec<String>), String> {
-    translate(&model.to_string(), None)
+    translate(&model.to_string(), None, true)
 }
 
 fn with(pointer: &str, value: Value) -> Value {
@@ -76,7 +77,7 @@ fn what_can_change_numbers_is_understood_or_refused() {
     ] {
         assert_error(read(&with(pointer, value)), part);
     }
-    assert!(translate("[]", None).is_err() && translate("", None).is_err());
+    assert!(translate("[]", None, true).is_err() && translate("", None, true).is_err());
 }
 
 #[test]
@@ -100,7 +101,7 @@ fn siglip_has_its_own_defaults() {
 
 #[test]
 fn image_pipelines_of_old_and_new_files_are_understood() {
-    let read = |fields: Value| translate(&usual().to_string(), Some(&fields.to_string()));
+    let read = |fields: Value| translate(&usual().to_string(), Some(&fields.to_string()), true);
     let old = json!({"crop_size": 224, "do_center_crop": true, "do_resize": true, "resample": 3, "size": 224,
         "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]});
     let (found, ignored) = read(old).expect("understood");
@@ -122,4 +123,26 @@ fn image_pipelines_of_old_and_new_files_are_understood() {
     ] {
         assert_error(read(fields), part);
     }
+}
+
+#[test]
+fn a_model_of_one_tower_ends_as_its_weights_tell() {
+    let text = json!({"model_type": "clip_text_model", "projection_dim": 20, "hidden_size": 32, "num_attention_heads": 4,
+        "intermediate_size": 128, "architectures": ["CLIPTextModelWithProjection"]});
+    let read = |model: &Value, projects| {
+        translate(&model.to_string(), Some("not even JSON"), projects).expect("understood").0.model
+    };
+    let whole = read(&text, true);
+    assert_eq!((whole.towers, whole.embed_dim, whole.text_cfg.width), (Towers::Text, 20, 32));
+    assert!(whole.quick_gelu && whole.parameter_shapes().contains_key("text_projection"));
+    let bare = read(&text, false);
+    assert_eq!((bare.embed_dim, bare.text_cfg.proj_type), (32, TextProjection::None));
+    let shapes = bare.parameter_shapes();
+    assert!(!shapes.keys().any(|name| name.starts_with("visual.") || name.starts_with("logit_")));
+
+    let vision = json!({"model_type": "clip_vision_model", "hidden_size": 64, "num_attention_heads": 4, "hidden_act": "gelu"});
+    let (config, _) = translate(&vision.to_string(), None, false).expect("understood");
+    let shapes = config.model.parameter_shapes();
+    assert_eq!((config.model.towers, config.model.embed_dim), (Towers::Image, 64));
+    assert!(shapes.keys().all(|name| name.starts_with("visual.") && name != "visual.proj"));
 }

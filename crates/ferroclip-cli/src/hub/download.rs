@@ -1,0 +1,195 @@
+//! The content of one file: taken up where an earlier try ended, checked, and only then given its name.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use ureq::Body;
+use ureq::http::{Response, StatusCode};
+
+use super::cache::RepoCache;
+use super::client::Client;
+use super::failure::{Failure, N_TRIES, Tried, pause, retry, stop_if_asked};
+use super::store::make_folder_of;
+use crate::common::Common;
+use crate::error::{Error, Kind, Result};
+use crate::output;
+use crate::progress::Progress;
+
+/// Between two looks at a lock that another process holds.
+const LOCK_PERIOD: Duration = Duration::from_millis(200);
+
+/// A content to download.
+pub(super) struct Download<'a> {
+    pub(super) client: &'a Client,
+    pub(super) cache: &'a RepoCache,
+    pub(super) common: &'a Common,
+    /// The file's name, for people.
+    pub(super) file: &'a str,
+    pub(super) url: &'a str,
+    pub(super) etag: &'a str,
+    pub(super) size: Option<u64>,
+    /// A checksum that is known from elsewhere.
+    pub(super) published: Option<&'static str>,
+}
+
+impl Download<'_> {
+    /// Makes the blob, if it is not there.
+    pub(super) fn run(&self) -> Tried<()> {
+        let blob = self.cache.blob(self.etag);
+        make_folder_of(&blob)?;
+        let _lock = self.lock()?;
+        let size_of = |path: &Path| fs::metadata(path).map(|found| found.len()).ok();
+        let is_right = |found: u64| self.size.is_none_or(|size| found == size);
+        if size_of(&blob).is_some_and(is_right) {
+            return Ok(());
+        }
+        let incomplete = self.cache.incomplete(self.etag);
+        retry(N_TRIES, || self.transfer(&incomplete))?;
+        self.check(&incomplete)?;
+        fs::rename(&incomplete, &blob).map_err(|error| Error::file("create", &blob, &error))?;
+        Ok(())
+    }
+
+    /// Waits until no other process, of ours or of Python's, downloads the same.
+    fn lock(&self) -> Result<File> {
+        let path = self.cache.lock(self.etag);
+        make_folder_of(&path)?;
+        let file = File::options().create(true).append(true).open(&path);
+        let file = file.map_err(|error| Error::file("open", &path, &error))?;
+        let mut is_told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path, &error)),
+                Err(TryLockError::WouldBlock) if !is_told => {
+                    is_told = true;
+                    let text = format!("another process downloads `{}`; waiting for it", self.file);
+                    output::note(self.common, &text);
+                }
+                Err(TryLockError::WouldBlock) => pause(LOCK_PERIOD)?,
+            }
+        }
+    }
+
+    /// Gets what is still missing of the file.
+    fn transfer(&self, path: &Path) -> Tried<()> {
+        let failed = |error: io::Error| Error::file("write", path, &error);
+        let file = File::options().create(true).write(true).truncate(false).open(path);
+        let mut file = file.map_err(failed)?;
+        let mut begin = file.metadata().map_err(failed)?.len();
+        if self.size.is_some_and(|size| begin > size) {
+            begin = 0;
+        }
+        if Some(begin) != self.size {
+            let response = self.client.get(self.url, begin)?;
+            begin = match begins_at(&response) {
+                Some(at) if at == begin || at == 0 => at,
+                _ => {
+                    // What is there is of no use to this server.
+                    file.set_len(0).map_err(failed)?;
+                    return Err(Failure::Broken("the server sends another part".to_owned()));
+                }
+            };
+            file.set_len(begin).map_err(failed)?;
+            file.seek(SeekFrom::Start(begin)).map_err(failed)?;
+            self.receive(response, &mut file, begin, path)?;
+        }
+        file.sync_all().map_err(failed)?;
+        Ok(())
+    }
+
+    /// Writes the rest of the file as it comes.
+    fn receive(
+        &self,
+        response: Response<Body>,
+        file: &mut File,
+        begin: u64,
+        path: &Path,
+    ) -> Tried<()> {
+        let body = response.into_body();
+        let rest = body.content_length().unwrap_or_default();
+        let total = self.size.unwrap_or(begin.saturating_add(rest));
+        let progress = Progress::bytes(self.common, begin, total);
+        let (mut reader, mut done) = (body.into_reader(), begin);
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            stop_if_asked()?;
+            let n = reader.read(&mut buffer).map_err(|error| Failure::Broken(error.to_string()))?;
+            if n == 0 {
+                break;
+            }
+            done += n as u64;
+            if self.size.is_some_and(|size| done > size) {
+                // Nothing more can be done if even this fails.
+                let _ = fs::remove_file(path);
+                return Err(self.damaged(&format!("more than the {total} bytes it should have")));
+            }
+            let written = file.write_all(&buffer[..n]);
+            written.map_err(|error| Error::file("write", path, &error))?;
+            progress.show(done, Some(self.file.to_owned()));
+        }
+        match self.size {
+            Some(size) if done < size => {
+                Err(Failure::Broken(format!("the connection ended after {done} of {size} bytes")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Compares with the checksums that are known; a file that is not what it should be is removed.
+    fn check(&self, path: &Path) -> Tried<()> {
+        let of_etag = Some(self.etag).filter(|etag| is_sha256(etag));
+        let expected: Vec<&str> = of_etag.into_iter().chain(self.published).collect();
+        if expected.is_empty() {
+            return Ok(());
+        }
+        let found = sha256(path)?;
+        match expected.iter().find(|expected| !expected.eq_ignore_ascii_case(&found)) {
+            None => Ok(()),
+            Some(expected) => {
+                let _ = fs::remove_file(path);
+                Err(self.damaged(&format!("SHA-256 {found}, expected {expected}")))
+            }
+        }
+    }
+
+    fn damaged(&self, found: &str) -> Failure {
+        let message = format!("what was downloaded as `{}` has {found}", self.file);
+        let hint = "it is deleted; run the command again, and if that does not help, ask the owner \
+                    of the server";
+        Failure::Final(Error::new(Kind::Failed("checksum"), message).hint(hint))
+    }
+}
+
+/// Where in the file an answer begins.
+fn begins_at(response: &Response<Body>) -> Option<u64> {
+    match response.status() {
+        StatusCode::OK => Some(0),
+        StatusCode::PARTIAL_CONTENT => {
+            let range = response.headers().get("content-range")?.to_str().ok()?;
+            range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+        }
+        _ => None,
+    }
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let failed = |error: io::Error| Error::file("read", path, &error);
+    let mut file = File::open(path).map_err(failed)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
+    loop {
+        stop_if_asked()?;
+        match file.read(&mut buffer).map_err(failed)? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
