@@ -41,7 +41,10 @@ impl ClassArgs {
     ) -> Result<Classifier> {
         let n_texts = labels.len().saturating_mul(templates.len());
         let folder = self.folder().filter(|_| n_texts >= LEAST_TEXTS);
-        let path = folder.map(|folder| folder.join(file_name(clip, model, labels, templates)));
+        let path = match folder {
+            Some(folder) => Some(folder.join(file_name(clip, model, labels, templates)?)),
+            None => None,
+        };
         if let Some(embeddings) = path.as_deref().and_then(|path| kept(path, clip, labels.len())) {
             return Ok(Classifier::from_embeddings(clip, labels.to_vec(), embeddings)?);
         }
@@ -72,8 +75,22 @@ impl ClassArgs {
     }
 }
 
+/// What every model is asked: files that look the same and are not show here.
+const PROBE: &str = "a photo of 42 things, from A to Z";
+
 /// A name that tells the model's files, how they are computed with, the labels and the templates.
-fn file_name(clip: &Clip, model: &ModelArgs, labels: &[String], templates: &[String]) -> String {
+fn file_name(
+    clip: &Clip,
+    model: &ModelArgs,
+    labels: &[String],
+    templates: &[String],
+) -> Result<String> {
+    let probe = clip
+        .embed_texts(&[PROBE])?
+        .data
+        .iter()
+        .map(|x| x.to_bits().to_string())
+        .collect::<Vec<_>>();
     let how = [
         env!("CARGO_PKG_VERSION"),
         &model.model,
@@ -82,9 +99,9 @@ fn file_name(clip: &Clip, model: &ModelArgs, labels: &[String], templates: &[Str
     ];
     let files = clip.origin().files.iter().map(|path| stamp(path));
     let counts = [labels.len(), templates.len()].map(|n| n.to_string());
-    let texts = how.map(str::to_owned).into_iter().chain(files).chain(counts);
+    let texts = how.map(str::to_owned).into_iter().chain(files).chain(probe).chain(counts);
     let texts = texts.chain(labels.iter().cloned()).chain(templates.iter().cloned());
-    format!("{}.npy", digest(texts))
+    Ok(format!("{}.npy", digest(texts)))
 }
 
 /// Where a file is, how long it is and when it was written.

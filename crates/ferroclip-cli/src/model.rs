@@ -11,6 +11,7 @@ use ferroclip_kernels::Isa;
 use crate::common::Common;
 use crate::error::{Error, Result};
 use crate::hub;
+use crate::output::note;
 
 /// The model inside the program.
 pub(crate) const BUILTIN: &str = "draw-mini";
@@ -110,6 +111,14 @@ pub(crate) struct Encoders {
 }
 
 impl Encoders {
+    /// Where the model came from.
+    pub(crate) fn origin(&self) -> &Origin {
+        match (&self.image, &self.text) {
+            (Some(encoder), _) => encoder.origin(),
+            (None, _) => self.text().origin(),
+        }
+    }
+
     /// # Panics
     /// When the command did not ask for it.
     pub(crate) fn image(&self) -> &ImageEncoder {
@@ -224,6 +233,13 @@ impl ModelArgs {
     ) -> Result<Encoders> {
         let (path, options) = (self.set_up(common)?, self.options());
         let path = path.as_deref();
+        let sizes = [
+            ("--image-size", self.image_size.is_some() && !image, "picture"),
+            ("--context-length", self.context_length.is_some() && !text, "text"),
+        ];
+        for (option, _, what) in sizes.into_iter().filter(|(_, is_idle, _)| *is_idle) {
+            note(common, &format!("`{option}` changes nothing: no {what} goes through the model"));
+        }
         let open_image = || match path {
             None => ImageEncoder::builtin_with(options),
             Some(path) => ImageEncoder::open_with(path, options),

@@ -4,7 +4,7 @@
 //! feeds a parser through the public doors of `ferroclip` and `ferroclip-data` and drops what comes out. Where a door
 //! takes a path, the bytes become a file in memory (`/dev/shm`) first.
 //!
-//! There is none for `.npy`: the program writes such files and reads none.
+//! There is none for `.npy`: the program reads none but its own, whose header and length it compares whole.
 //!
 //! Not published; nothing depends on it but `fuzz/`.
 #![forbid(unsafe_code)]

@@ -52,6 +52,11 @@ impl Maps {
         self.height * self.width
     }
 
+    /// Maps of half the sides; what is beyond an even number of positions is dropped.
+    pub fn halved(self) -> Maps {
+        Maps { n: self.n, height: self.height / 2, width: self.width / 2 }
+    }
+
     /// For each of these rows, those that the nine taps around it lie on; `None` beyond the border.
     fn neighbours(self, rows: Range<usize>) -> impl Iterator<Item = [Option<usize>; TAPS]> {
         // Counted on, because a division takes longer than all the rest.

@@ -89,7 +89,7 @@ fn portable_conv(x: Tensor<2>, weight: &Tensor<2>, maps: Maps) -> Tensor<2> {
 pub fn avg_pool2(x: Tensor<2>, maps: Maps) -> (Tensor<2>, Maps) {
     let [rows, channels] = x.dims();
     assert_eq!(rows, maps.rows(), "avg_pool2: x and maps");
-    let half = Maps { n: maps.n, height: maps.height / 2, width: maps.width / 2 };
+    let half = maps.halved();
     let Some(operands) = operands([input(&x)]) else {
         let x: Tensor<4> = x.reshape([maps.n, maps.height, maps.width, channels]);
         let x = x.slice([0..maps.n, 0..2 * half.height, 0..2 * half.width, 0..channels]);

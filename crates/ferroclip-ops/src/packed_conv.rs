@@ -175,7 +175,7 @@ impl PackedStem {
         maps: Maps,
         write: impl Fn(usize, &mut [f32]) + Sync + Send,
     ) -> (Tensor<2>, Maps) {
-        let half = Maps { n: maps.n, height: maps.height / 2, width: maps.width / 2 };
+        let half = maps.halved();
         let channels = self.convs[2].outputs();
         let mut out = zeros(half.rows() * channels);
         let tasks = tasks(maps, maps.cells());
@@ -216,10 +216,7 @@ pub struct PackedBottleneck {
 impl PackedBottleneck {
     /// `[rows, in]` to `[rows, out]`, with the maps that are left.
     pub fn forward(&self, x: Tensor<2>, maps: Maps) -> (Tensor<2>, Maps) {
-        let after = match self.pools {
-            true => Maps { n: maps.n, height: maps.height / 2, width: maps.width / 2 },
-            false => maps,
-        };
+        let after = if self.pools { maps.halved() } else { maps };
         let ([_, inputs], outputs) = (x.dims(), self.widen.outputs());
         let mut x = Cpu::packed_operand(x);
         let tasks = tasks(maps, TASK_ROWS.max(maps.cells()));
@@ -255,7 +252,7 @@ impl PackedBottleneck {
         let Some(shortcut) = &self.shortcut else { return };
         let Memory { rows, wide, .. } = memory;
         let (x, maps) = match self.pools {
-            true => (pooled(held, x, wide), halved(held)),
+            true => (pooled(held, x, wide), held.halved()),
             false => (x, held),
         };
         shortcut.run(maps, Input::Rows(x), Finish::Store, rows, out, split);
@@ -276,19 +273,15 @@ impl PackedBottleneck {
     /// The last convolution, added onto the shortcut.
     fn add_onto(&self, held: Maps, memory: &mut Memory, out: &mut [f32], split: bool) {
         let Memory { rows, wide, mixed, .. } = memory;
-        let (x, maps) = if self.pools { (wide, halved(held)) } else { (mixed, held) };
+        let (x, maps) = if self.pools { (wide, held.halved()) } else { (mixed, held) };
         self.widen.run(maps, Input::Rows(x), Finish::AddRectified, rows, out, split);
     }
-}
-
-fn halved(maps: Maps) -> Maps {
-    Maps { n: maps.n, height: maps.height / 2, width: maps.width / 2 }
 }
 
 /// The mean of each 2 x 2 positions, in `out`.
 fn pooled<'a>(maps: Maps, x: &[f32], out: &'a mut Vec<f32>) -> &'a [f32] {
     let channels = x.len() / maps.rows().max(1);
-    out.resize(halved(maps).rows() * channels, 0.0);
+    out.resize(maps.halved().rows() * channels, 0.0);
     pool_rows(maps, channels, x, 0, out);
     out
 }
@@ -296,4 +289,161 @@ fn pooled<'a>(maps: Maps, x: &[f32], out: &'a mut Vec<f32>) -> &'a [f32] {
 /// Whole images, about `rows` rows, for each task.
 fn tasks(maps: Maps, rows: usize) -> Vec<Task> {
     span_tasks(&Spans::uniform(maps.n, maps.cells()), rayon::current_num_threads(), rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Linear, PooledAttention, add_rectified, attention_pooled, avg_pool2, conv3x3};
+
+    fn tensor<const D: usize>(shape: [usize; D], seed: usize) -> Tensor<D> {
+        let n = shape.iter().product();
+        let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0;
+        let data: Vec<f32> = (0..n).map(value).collect();
+        Tensor::from_data(burn::tensor::TensorData::new(data, shape), &Device::flex())
+    }
+
+    fn norm(channels: usize, seed: usize, rectified: bool) -> BatchNorm {
+        let vector = |seed: usize| tensor([channels], seed);
+        BatchNorm {
+            gain: vector(seed) + 1.5,
+            bias: vector(seed + 1),
+            mean: vector(seed + 2),
+            variance: vector(seed + 3) + 2.0,
+            eps: 1e-5,
+            rectified,
+        }
+    }
+
+    fn values(x: Tensor<2>) -> Vec<f32> {
+        x.into_data().try_to_vec().expect("f32")
+    }
+
+    /// `packed` against the operations that it is made of, and bit for bit against itself in pools of other sizes and
+    /// batches of one.
+    fn check(
+        [height, width]: [usize; 2],
+        inputs: usize,
+        layered: impl Fn(Tensor<2>, Maps) -> Tensor<2> + Sync,
+        packed: impl Fn(Tensor<2>, Maps) -> Tensor<2> + Sync,
+    ) {
+        for n in [1, 2, 3, 7, 17] {
+            let maps = Maps { n, height, width };
+            let x = tensor([maps.rows(), inputs], 9);
+            let in_pool = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| values(packed(x.clone(), maps)))
+            };
+            let found = in_pool(1);
+            let expected = values(layered(x.clone(), maps));
+            let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(
+                found.len() == expected.len() && far < 2e-5,
+                "{n} of {height} x {width}: {far}"
+            );
+            for threads in [2, 3, 8] {
+                assert_eq!(found, in_pool(threads), "{n} maps, {threads} threads");
+            }
+            let rows = maps.cells();
+            let last = x.clone().narrow(0, (n - 1) * rows, rows);
+            let alone = values(packed(last, Maps { n: 1, ..maps }));
+            assert_eq!(alone, found[found.len() - alone.len()..], "the last of {n} alone");
+        }
+    }
+
+    #[test]
+    fn bottlenecks_are_their_layers() {
+        let (inputs, inner, outputs) = (24, 8, 40);
+        for (pools, shortcut) in [(false, true), (true, true), (false, false)] {
+            let outputs = if shortcut { outputs } else { inputs };
+            let weights = [
+                tensor([inner, inputs], 1) * 0.2,
+                tensor([inner, inner * 9], 2) * 0.1,
+                tensor([outputs, inner], 3) * 0.3,
+                tensor([outputs, inputs], 4) * 0.2,
+            ];
+            let norms = [
+                norm(inner, 5, true),
+                norm(inner, 6, true),
+                norm(outputs, 7, false),
+                norm(outputs, 8, false),
+            ];
+            let conv = |i: usize| PackedConv::new(weights[i].clone(), &norms[i]);
+            let block = PackedBottleneck {
+                narrow: conv(0),
+                spatial: PackedConv::new_3x3(weights[1].clone(), &norms[1]),
+                widen: conv(2),
+                shortcut: shortcut.then(|| conv(3)),
+                pools,
+            };
+            let normed = |i: usize, x: Tensor<2>| {
+                norms[i].forward(Linear::new(weights[i].clone(), None).forward(x))
+            };
+            let layered = |x: Tensor<2>, maps: Maps| {
+                let pool = |x: Tensor<2>| if pools { avg_pool2(x, maps).0 } else { x };
+                let y = norms[1].forward(conv3x3(normed(0, x.clone()), &weights[1], maps));
+                let by = if shortcut { normed(3, pool(x)) } else { x };
+                add_rectified(normed(2, pool(y)), by)
+            };
+            for sides in [[5, 7], [14, 14]] {
+                check(sides, inputs, layered, |x, maps| block.forward(x, maps).0);
+            }
+        }
+    }
+
+    #[test]
+    fn stems_are_their_layers() {
+        let shapes = [[6, 27], [6, 54], [10, 54]];
+        let weights: Vec<Tensor<2>> = (0..3).map(|i| tensor(shapes[i], i + 1) * 0.2).collect();
+        let norms: Vec<BatchNorm> = (0..3).map(|i| norm(shapes[i][0], i + 4, true)).collect();
+        let convs = [
+            PackedConv::new(weights[0].clone(), &norms[0]),
+            PackedConv::new_3x3(weights[1].clone(), &norms[1]),
+            PackedConv::new_3x3(weights[2].clone(), &norms[2]),
+        ];
+        let stem = PackedStem { convs };
+        let layered = |x: Tensor<2>, maps: Maps| {
+            let x = norms[0].forward(Linear::new(weights[0].clone(), None).forward(x));
+            let x = norms[1].forward(conv3x3(x, &weights[1], maps));
+            avg_pool2(norms[2].forward(conv3x3(x, &weights[2], maps)), maps).0
+        };
+        let packed = |x: Tensor<2>, maps: Maps| {
+            let x = values(x);
+            stem.forward(maps, |row, out: &mut [f32]| out.copy_from_slice(&x[row * 27..][..27])).0
+        };
+        for sides in [[5, 6], [20, 22]] {
+            check(sides, 27, layered, packed);
+        }
+    }
+
+    #[test]
+    fn attention_without_keys_and_values_is_that_with_them() {
+        let (width, heads) = (24, 3);
+        let [keys, values_of] = [1, 2].map(|seed| tensor([width, width], seed) * 0.3);
+        let biases = [3, 4].map(|seed| tensor([width], seed));
+        let attention = PooledAttention::new(
+            keys.clone(),
+            values_of.clone(),
+            biases[1].clone(),
+            heads,
+            Precision::F32,
+        );
+        let spans = |maps: Maps| Spans::uniform(maps.n, maps.cells());
+        let first = |x: &Tensor<2>, maps: Maps| {
+            crate::select_rows(
+                x.clone(),
+                &(0..maps.n).map(|i| i * maps.cells()).collect::<Vec<_>>(),
+            )
+        };
+        let layered = |x: Tensor<2>, maps: Maps| {
+            let layer = |weight: &Tensor<2>, bias: &Tensor<1>| {
+                Linear::new(weight.clone(), Some(bias.clone())).forward(x.clone())
+            };
+            let kv = Tensor::cat(vec![layer(&keys, &biases[0]), layer(&values_of, &biases[1])], 1);
+            attention_pooled(first(&x, maps), kv, &spans(maps), heads)
+        };
+        check([5, 7], width, layered, |x, maps| {
+            attention.forward(first(&x, maps), x, &spans(maps))
+        });
+    }
 }

@@ -209,7 +209,7 @@ pub fn embed_pictures(
     Ok(Pictures { embeddings, rows: good, failures: tally.failures().to_vec() })
 }
 
-fn cancelled(error: Error) -> TrainError {
+pub(crate) fn cancelled(error: Error) -> TrainError {
     match error {
         Error::Cancelled => TrainError::Cancelled,
         other => other.into(),

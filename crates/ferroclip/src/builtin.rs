@@ -3,7 +3,7 @@
 use crate::checkpoint::{Checkpoint, TensorReader};
 use crate::config::Config;
 use crate::error::Error;
-use crate::model_dir::ModelFiles;
+use crate::model_dir::{ModelFiles, Origin};
 use crate::open_options::OpenOptions;
 use crate::param::Weights;
 use crate::tokenizer::Tokenizer;
@@ -36,9 +36,9 @@ pub(crate) fn tokenizer() -> Result<Tokenizer, Error> {
 }
 
 /// Config and tensors, at the sizes that are asked for.
-pub(crate) fn open_with(options: &OpenOptions) -> Result<(Config, TensorReader), Error> {
+pub(crate) fn open_with(options: &OpenOptions) -> Result<(Config, TensorReader, Origin), Error> {
     let mut config = config()?;
     let mut tensors = Checkpoint::from_bytes(WEIGHTS, NAME)?.model(&config.model)?;
-    options.resize(&mut config, &mut tensors, NAME)?;
-    Ok((config, tensors))
+    let assumptions = options.resize(&mut config, &mut tensors, NAME)?;
+    Ok((config, tensors, Origin { assumptions, ..Origin::default() }))
 }

@@ -77,8 +77,10 @@ impl Clip {
     /// When the model cannot have the sizes asked for.
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<Clip, Error> {
         let options = options.into();
-        let (config, tensors) = builtin::open_with(&options)?;
-        Clip::read(config, builtin::tokenizer()?, tensors, options.precision)
+        let (config, tensors, origin) = builtin::open_with(&options)?;
+        let mut clip = Clip::read(config, builtin::tokenizer()?, tensors, options.precision)?;
+        clip.image.set_origin(origin);
+        Ok(clip)
     }
 
     /// A model from its parts, for instance one that was just trained.

@@ -104,8 +104,9 @@ impl ImageEncoder {
     /// When the model cannot have the sizes asked for.
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<ImageEncoder, Error> {
         let options = options.into();
-        let (config, mut tensors) = builtin::open_with(&options)?;
-        ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)
+        let (config, mut tensors, origin) = builtin::open_with(&options)?;
+        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)?;
+        Ok(ImageEncoder { origin, ..encoder })
     }
 
     /// The encoder of these tensors, of which only the image tower's are read.

@@ -39,7 +39,16 @@ impl OpenOptions {
     ) -> Result<Vec<String>, Error> {
         let bad = |reason: String| Error::Config { origin: origin.to_owned(), reason };
         let old = config.model.clone();
-        if let Some(side) = self.image_size {
+        let asks = [
+            (self.image_size.is_some(), old.towers.has_image(), "image"),
+            (self.context_length.is_some(), old.towers.has_text(), "text"),
+        ];
+        if let Some((_, _, tower)) = asks.into_iter().find(|(asked, has, _)| *asked && !has) {
+            return Err(bad(format!("it has no {tower} tower to give another size")));
+        }
+        if let Some(side) =
+            self.image_size.filter(|&side| [side; 2] != old.vision_cfg.image_size.each())
+        {
             if old.vision_cfg.layers.stages().is_some() {
                 return Err(bad("a ResNet takes images of its own size alone".to_owned()));
             }

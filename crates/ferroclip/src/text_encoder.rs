@@ -67,9 +67,10 @@ impl TextEncoder {
     /// When the model cannot have the sizes asked for.
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<TextEncoder, Error> {
         let options = options.into();
-        let (config, mut tensors) = builtin::open_with(&options)?;
+        let (config, mut tensors, origin) = builtin::open_with(&options)?;
         let (config, tokenizer) = (Arc::new(config), builtin::tokenizer()?);
-        TextEncoder::read(config, tokenizer, &mut tensors, options.precision)
+        let encoder = TextEncoder::read(config, tokenizer, &mut tensors, options.precision)?;
+        Ok(TextEncoder { origin, ..encoder })
     }
 
     /// The encoder of these tensors, of which only the text tower's are read.

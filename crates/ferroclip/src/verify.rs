@@ -23,7 +23,7 @@ const MAX_HEADER_BYTES: u64 = 1 << 20;
 const BATCH: usize = 8;
 
 /// How far a model's unit embeddings lie from those of a reference.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Agreement {
     /// Those of images, where the reference has some.
     pub image: Option<Difference>,

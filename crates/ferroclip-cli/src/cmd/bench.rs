@@ -119,6 +119,12 @@ fn check(args: &BenchArgs) -> Result<()> {
     if int8 && args.what.iter().any(|what| matches!(what, What::Train)) {
         return Err(Error::usage("int8 has no gradients").hint("train with `--precision bf16`"));
     }
+    if args.what.iter().any(|what| matches!(what, What::Train)) {
+        args.model.refuse_sizes("training")?;
+    }
+    if args.what.iter().all(|what| matches!(what, What::Fma)) {
+        args.model.refuse_sizes("multiply-adds")?;
+    }
     let reads_texts = args.what.iter().any(|what| matches!(what, What::Text | What::Train));
     if args.texts.is_some() && !reads_texts {
         return Err(Error::usage("`--texts` has no meaning for what is measured")

@@ -63,8 +63,9 @@ enum Verb {
 impl Client {
     pub(super) fn new(repo: &str) -> Result<Client> {
         let endpoint = env::endpoint();
-        if origin(&endpoint).is_none() {
-            return Err(Error::usage(format!("`HF_ENDPOINT` is no address: `{endpoint}`"))
+        // A password in it would be shown with every error.
+        if origin(&endpoint).is_none_or(|(_, authority)| authority.contains('@')) {
+            return Err(Error::usage("`HF_ENDPOINT` is no plain address")
                 .hint("set it to something like `https://huggingface.co`, or unset it"));
         }
         let config = Agent::config_builder()

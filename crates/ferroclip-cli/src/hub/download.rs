@@ -30,9 +30,7 @@ pub(super) struct Download<'a> {
     pub(super) file: &'a str,
     pub(super) url: &'a str,
     pub(super) etag: &'a str,
-    pub(super) size: Option<u64>,
-    /// A checksum that is known from elsewhere.
-    pub(super) published: Option<&'static str>,
+    pub(super) size: u64,
 }
 
 impl Download<'_> {
@@ -42,8 +40,7 @@ impl Download<'_> {
         make_folder_of(&blob)?;
         let _lock = self.lock()?;
         let size_of = |path: &Path| fs::metadata(path).map(|found| found.len()).ok();
-        let is_right = |found: u64| self.size.is_none_or(|size| found == size);
-        if size_of(&blob).is_some_and(is_right) {
+        if size_of(&blob) == Some(self.size) {
             return Ok(());
         }
         let incomplete = self.cache.incomplete(self.etag);
@@ -80,10 +77,12 @@ impl Download<'_> {
         let file = File::options().create(true).write(true).truncate(false).open(path);
         let mut file = file.map_err(failed)?;
         let mut begin = file.metadata().map_err(failed)?.len();
-        if self.size.is_some_and(|size| begin > size) {
+        // What no checksum can tell from what it should be is not gone on with.
+        if begin > self.size || !is_sha256(self.etag) {
             begin = 0;
+            file.set_len(0).map_err(failed)?;
         }
-        if Some(begin) != self.size {
+        if begin != self.size {
             let response = self.client.get(self.url, begin)?;
             begin = match begins_at(&response) {
                 Some(at) if at == begin || at == 0 => at,
@@ -109,11 +108,8 @@ impl Download<'_> {
         begin: u64,
         path: &Path,
     ) -> Tried<()> {
-        let body = response.into_body();
-        let rest = body.content_length().unwrap_or_default();
-        let total = self.size.unwrap_or(begin.saturating_add(rest));
-        let progress = Progress::bytes(self.common, begin, total);
-        let (mut reader, mut done) = (body.into_reader(), begin);
+        let progress = Progress::bytes(self.common, begin, self.size);
+        let (mut reader, mut done) = (response.into_body().into_reader(), begin);
         let mut buffer = vec![0; 1 << 17];
         loop {
             stop_if_asked()?;
@@ -122,38 +118,36 @@ impl Download<'_> {
                 break;
             }
             done += n as u64;
-            if self.size.is_some_and(|size| done > size) {
+            if done > self.size {
                 // Nothing more can be done if even this fails.
                 let _ = fs::remove_file(path);
-                return Err(self.damaged(&format!("more than the {total} bytes it should have")));
+                let found = format!("more than the {} bytes it should have", self.size);
+                return Err(self.damaged(&found));
             }
             let written = file.write_all(&buffer[..n]);
             written.map_err(|error| Error::file("write", path, &error))?;
             progress.show(done, Some(self.file.to_owned()));
         }
-        match self.size {
-            Some(size) if done < size => {
-                Err(Failure::Broken(format!("the connection ended after {done} of {size} bytes")))
-            }
-            _ => Ok(()),
+        match done < self.size {
+            true => Err(Failure::Broken(format!(
+                "the connection ended after {done} of {} bytes",
+                self.size
+            ))),
+            false => Ok(()),
         }
     }
 
-    /// Compares with the checksums that are known; a file that is not what it should be is removed.
+    /// Compares with the checksum, where the hub gives one; a file that is not what it should be is removed.
     fn check(&self, path: &Path) -> Tried<()> {
-        let of_etag = Some(self.etag).filter(|etag| is_sha256(etag));
-        let expected: Vec<&str> = of_etag.into_iter().chain(self.published).collect();
-        if expected.is_empty() {
+        if !is_sha256(self.etag) {
             return Ok(());
         }
         let found = sha256(path)?;
-        match expected.iter().find(|expected| !expected.eq_ignore_ascii_case(&found)) {
-            None => Ok(()),
-            Some(expected) => {
-                let _ = fs::remove_file(path);
-                Err(self.damaged(&format!("SHA-256 {found}, expected {expected}")))
-            }
+        if self.etag.eq_ignore_ascii_case(&found) {
+            return Ok(());
         }
+        let _ = fs::remove_file(path);
+        Err(self.damaged(&format!("SHA-256 {found}, expected {}", self.etag)))
     }
 
     fn damaged(&self, found: &str) -> Failure {

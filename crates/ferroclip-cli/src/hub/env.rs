@@ -1,8 +1,6 @@
 //! The environment variables that Python's `huggingface_hub` reads, and what they mean there.
 
 use std::env;
-#[cfg(feature = "hub")]
-use std::path::Path;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -56,14 +54,12 @@ pub(super) fn is_offline() -> bool {
 /// The user's token, if there is one.
 #[cfg(feature = "hub")]
 pub(super) fn token() -> Result<Option<String>> {
-    let file = match path("HF_TOKEN_PATH") {
-        Some(path) => path,
-        None => home()?.join("token"),
-    };
-    let (token, place) = match value("HF_TOKEN") {
-        Some(token) => (token, Path::new("HF_TOKEN")),
+    let file = || path("HF_TOKEN_PATH").or_else(|| Some(home().ok()?.join("token")));
+    let (token, place) = match (value("HF_TOKEN"), file()) {
+        (Some(token), _) => (token, PathBuf::from("HF_TOKEN")),
         // No file, no token.
-        None => (std::fs::read_to_string(&file).unwrap_or_default(), file.as_path()),
+        (None, Some(file)) => (std::fs::read_to_string(&file).unwrap_or_default(), file),
+        (None, None) => return Ok(None),
     };
     let token = token.trim();
     match token.chars().all(|c| c.is_ascii_graphic()) {

@@ -80,7 +80,10 @@ impl Fetch<'_> {
             let message = format!("the hub gives `{url}` no `ETag`");
             Failure::Final(Error::new(Kind::Failed("hub"), message).hint("check `HF_ENDPOINT`"))
         })?;
-        let published = self.name.published.filter(|(known, _)| *known == file);
+        let size = metadata.size.ok_or_else(|| {
+            let message = format!("the hub gives `{url}` no size");
+            Failure::Final(Error::new(Kind::Failed("hub"), message).hint("check `HF_ENDPOINT`"))
+        })?;
         let download = Download {
             client: &self.client,
             cache: self.cache,
@@ -88,8 +91,7 @@ impl Fetch<'_> {
             file,
             url: &url,
             etag: &etag,
-            size: metadata.size,
-            published: published.map(|(_, sha256)| sha256),
+            size,
         };
         download.run()?;
         Ok(self.cache.link(&etag, &self.commit, file)?)

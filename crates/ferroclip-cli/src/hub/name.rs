@@ -28,8 +28,6 @@ pub(crate) struct Name {
     pub(crate) repo: String,
     /// A branch, a tag or a commit.
     pub(crate) revision: String,
-    /// A file of known content, and its SHA-256.
-    pub(super) published: Option<(&'static str, &'static str)>,
 }
 
 impl Name {
@@ -54,17 +52,15 @@ impl Name {
             return Err(wrong("revision").hint("give a branch, a tag or a commit behind the `@`"));
         }
         let [text, repo, revision] = [text, repo, revision].map(str::to_owned);
-        Ok(Name { text, repo, revision, published: None })
+        Ok(Name { text, repo, revision })
     }
 
     fn of_pair(text: &str) -> Result<Name> {
         let known = Pretrained::all().find(|known| known.name() == text);
         let known = known.ok_or_else(|| unknown(text))?;
-        let published = (known.sha256.len() == 64).then_some((known.file, known.sha256));
         // Some lines of the table name a file behind the repository.
         let end = known.hub.match_indices('/').nth(1).map_or(known.hub.len(), |(end, _)| end);
-        let name = Name::of_repository(text, &known.hub[..end])?;
-        Ok(Name { published, ..name })
+        Name::of_repository(text, &known.hub[..end])
     }
 }
 
@@ -148,8 +144,6 @@ mod tests {
         for known in Pretrained::all() {
             assert!(known.hub.starts_with(&parse(&known.name()).repo));
         }
-        let (file, sha256) = parse("ViT-B-32:openai").published.expect("a checksum");
-        assert!(file == "ViT-B-32.pt" && sha256.starts_with("40d36571"));
     }
 
     #[test]

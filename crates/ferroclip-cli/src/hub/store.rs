@@ -70,9 +70,19 @@ pub(super) fn make_folder_of(path: &Path) -> Result<()> {
 fn place(blob: &Path, relative: &Path, link: &Path) -> io::Result<()> {
     match symlink(relative, link) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        Err(_) => fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(drop)),
+        Err(_) => fs::hard_link(blob, link).or_else(|_| copy(blob, link)),
         Ok(()) => Ok(()),
     }
+}
+
+/// A copy that is there whole or not at all.
+fn copy(blob: &Path, link: &Path) -> io::Result<()> {
+    let name = link.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = link.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    fs::copy(blob, &temporary).and_then(|_| fs::rename(&temporary, link)).inspect_err(|_| {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    })
 }
 
 #[cfg(unix)]

@@ -361,7 +361,8 @@ fn without_a_connection_the_cache_is_used() {
     let cached = fetch();
     succeeds(&cached);
     assert!(cached.stderr.contains("is taken from the cache"), "{}", cached.stderr);
-    hub.run_with("HF_ENDPOINT", "huggingface", &FETCH).fails(2, "`HF_ENDPOINT` is no address");
+    hub.run_with("HF_ENDPOINT", "huggingface", &FETCH)
+        .fails(2, "`HF_ENDPOINT` is no plain address");
 }
 
 #[cfg(unix)]

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::tempdir;
 
-use crate::common::{draw, on_model, write};
+use crate::common::{changed_model, draw, on_model, run, write};
 
 /// Writes a tar of these files.
 fn write_tar(path: &Path, files: &[(&str, &[u8])]) {
@@ -126,4 +126,20 @@ fn eval_maps_folders_of_wordnet_ids_to_imagenets_classes() {
     assert!(kept.metadata().unwrap().len() > 1000);
     on_model(&[&args[..], &["--template", "{}"]].concat()).json();
     assert_eq!(fs::read_dir(&cache).unwrap().count(), 2);
+    // So are other numbers, and other weights in files of the same place.
+    on_model(&[&args[..], &["--precision", "bf16"]].concat()).json();
+    assert_eq!(fs::read_dir(&cache).unwrap().count(), 3);
+    let other = tempdir().unwrap();
+    let args = |model: &str| -> Vec<String> {
+        let own = args.iter().map(|arg| (*arg).to_owned());
+        own.chain(["--model".to_owned(), model.to_owned()]).collect()
+    };
+    for (weight, n_kept) in [(0.5, 4), (0.25, 5)] {
+        let model = changed_model(&other.path().join("model"), |weights| {
+            weights.get_mut("text_projection").unwrap().data[0] = weight;
+        });
+        let args = args(&model);
+        run(&args.iter().map(String::as_str).collect::<Vec<_>>()).json();
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), n_kept);
+    }
 }

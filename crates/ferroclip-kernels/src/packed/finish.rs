@@ -55,12 +55,7 @@ fn in_place_body<M: MulAdd>(finish: Finish, sums: &mut [f32], nr: usize, bias: O
         Finish::Activate(Activation::QuickGelu) => activate::<M>(Activation::QuickGelu, sums),
         Finish::Activate(Activation::Gelu) => activate::<M>(Activation::Gelu, sums),
         Finish::Activate(Activation::GeluTanh) => activate::<M>(Activation::GeluTanh, sums),
-        Finish::Rectify => {
-            for sum in sums {
-                *sum = rectified(*sum);
-            }
-        }
-        Finish::Store | Finish::Add | Finish::AddRectified => {}
+        Finish::Store | Finish::Add | Finish::Rectify | Finish::AddRectified => {}
     }
 }
 

@@ -222,8 +222,8 @@ pub fn multiply_to_rows(
     next: &mut PackedRows,
     split: bool,
 ) {
-    let adds = matches!(finish, Finish::Add | Finish::AddRectified);
-    assert!(!adds, "rows that are made have nothing to add to");
+    let is_alone = matches!(finish, Finish::Store | Finish::Activate(_));
+    assert!(is_alone, "rows that are made have nothing to add to, and no rectifier yet");
     let (isa, precision, nr) = (weights.isa(), weights.precision(), weights.nr());
     let shape @ [n, outputs] = [rows.len(), weights.outputs()];
     if precision == Precision::Int8 {

@@ -136,6 +136,20 @@ fn finishes() {
         };
         let added = columns(run(Finish::Add, 2.0)).iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
         assert_eq!(columns(run(Finish::AddRectified, 2.0)), added);
+        let mut nan = x.clone();
+        nan[k] = f32::NAN;
+        let mut out = vec![1.0; m * n];
+        let bias = values(n, 3);
+        let rows_with_nan = packed(isa, Precision::F32, [m, k], &nan);
+        multiply(&weights, &rows_with_nan, Some(&bias), Finish::AddRectified, &mut out, n, true);
+        for (i, row) in out.chunks(n).enumerate() {
+            for (j, &y) in row.iter().enumerate() {
+                let sum: f32 = (0..k).map(|c| nan[i * k + c] * w[j * k + c]).sum();
+                let want = 1.0 + sum + bias[j];
+                // A value that is lost stays lost.
+                assert!(if i == 1 { y.is_nan() } else { (y - want.max(0.0)).abs() < 1e-5 });
+            }
+        }
         let rectified = columns(stored.clone()).iter().map(|x| x.max(0.0)).collect::<Vec<_>>();
         assert_eq!(columns(run(Finish::Rectify, 2.0)), rectified);
         let kind = Activation::QuickGelu;

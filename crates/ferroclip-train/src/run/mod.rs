@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ferroclip::{Classifier, ModelFiles, Weights};
+use ferroclip::{Classifier, EmbedOptions, ModelFiles, Weights};
 use ferroclip_data::Dataset;
 
 use crate::checkpoint::{self, Best, RunState};
@@ -361,7 +361,9 @@ fn score(
         let labels = eval::label_union(dataset, label_column)?;
         let own = &clip.config().templates;
         let templates = if set.templates.is_empty() { own } else { &set.templates };
-        let classifier = Classifier::new(clip, &labels, templates)?;
+        let embed = EmbedOptions { stop: Some(stop), ..EmbedOptions::default() };
+        let classifier = Classifier::new_with(clip, &labels, templates, &embed);
+        let classifier = classifier.map_err(eval::cancelled)?;
         let right = eval::right_labels(dataset, label_column, &labels)?;
         let task = ZeroShotTask { classifier: &classifier, right: &right };
         let found = eval::zero_shot(clip, dataset, &task, &options)?;

@@ -37,6 +37,9 @@ mod text;
 /// Inputs that the reference holds of each kind.
 const N_CHECKED: usize = 3;
 
+/// Most positions of a text tower with a mask.
+const MAX_MASKED: usize = 4096;
+
 /// A tower that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportedTower {
@@ -63,7 +66,14 @@ pub fn export_onnx(
         return Err(Error::io("create", out, source));
     }
     let mut found = model_dir::open_with(model, &options.into())?;
-    let towers = found.config.model.towers;
+    let (towers, text) = (found.config.model.towers, &found.config.model.text_cfg);
+    if towers.has_text() && !text.no_causal_mask && text.context_length > MAX_MASKED {
+        let reason = format!(
+            "its causal mask would be {0} x {0} numbers, and a graph holds it whole; limit {MAX_MASKED}",
+            text.context_length
+        );
+        return Err(Error::Conversion { path: model.to_owned(), reason });
+    }
     let mut written = Vec::new();
     new_folder(out, |folder| {
         written.clear();

@@ -3,6 +3,7 @@
 mod args;
 mod rows;
 
+use std::path::Path;
 use std::time::Instant;
 
 use ferroclip_data::{Dataset, Filter};
@@ -15,7 +16,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Kind, Result};
 use crate::inputs::{Failure, Pictures, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};
-use crate::model::Encoders;
+use crate::model::{BUILTIN, Encoders, PrecisionArg};
 use crate::output;
 use crate::progress::Progress;
 
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
         output::note(common, &ignored);
     }
     let encoders = args.model.open_encoders(has_images, has_texts, common)?;
-    let settings = settings(args, &parts);
+    let settings = settings(args, &encoders, &parts);
     let start = Instant::now();
     let mut totals = Totals::default();
     for rows in &parts {
@@ -171,10 +172,20 @@ fn embed(
 }
 
 /// What must stay the same when a run goes on.
-fn settings(args: &EmbedArgs, parts: &[Rows]) -> Value {
+fn settings(args: &EmbedArgs, encoders: &Encoders, parts: &[Rows]) -> Value {
+    let model = &args.model;
+    // A name on the hub may mean other files tomorrow; what is usual is left out, as in settings of earlier versions.
+    let place = (model.model != BUILTIN && !Path::new(&model.model).exists())
+        .then(|| encoders.origin().files.first().cloned());
+    let precision = model.compute.precision;
+    let precision = (!matches!(precision, PrecisionArg::F32)).then(|| precision.name());
     let inputs: Vec<String> = parts.iter().map(Rows::digest).collect();
     json!({
-        "model": args.model.model,
+        "model": model.model,
+        "model_files": place.flatten(),
+        "precision": precision,
+        "image_size": model.image_size,
+        "context_length": model.context_length,
         "dtype": args.dtype.name(),
         "features": args.features.name(),
         "normalize": args.features == Features::Embedding && !args.no_normalize,

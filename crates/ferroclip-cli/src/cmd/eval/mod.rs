@@ -108,11 +108,15 @@ impl DataArgs {
     /// Writes CLIP_benchmark's document, where it is asked for; `metrics` have its names.
     fn write_result(&self, dataset: &Dataset, task: &str, metrics: Value) -> Result<()> {
         let Some(path) = &self.result else { return Ok(()) };
-        let name =
-            |path: &Path| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        // Directories are called by all of their name, files without what stands behind the dot.
+        let name = |path: &Path| {
+            let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+            name.unwrap_or_default().to_string_lossy().into_owned()
+        };
         let dataset = dataset.benchmark().map_or(name(&self.data), |found| found.name.clone());
         let model = self.model.model.as_str();
         let (architecture, tag) = match model.split_once(':') {
+            Some(("hf", repository)) => (name(Path::new(repository)), repository),
             Some((architecture, tag)) if !Path::new(model).exists() => {
                 (architecture.to_owned(), tag)
             }
