@@ -111,12 +111,10 @@ pub(crate) struct Encoders {
 }
 
 impl Encoders {
-    /// Where the model came from.
-    pub(crate) fn origin(&self) -> &Origin {
-        match (&self.image, &self.text) {
-            (Some(encoder), _) => encoder.origin(),
-            (None, _) => self.text().origin(),
-        }
+    /// Where the model came from; `None` where the command asked for neither half.
+    pub(crate) fn origin(&self) -> Option<&Origin> {
+        let image = self.image.as_ref().map(ImageEncoder::origin);
+        image.or_else(|| self.text.as_ref().map(TextEncoder::origin))
     }
 
     /// # Panics

@@ -176,7 +176,7 @@ fn settings(args: &EmbedArgs, encoders: &Encoders, parts: &[Rows]) -> Value {
     let model = &args.model;
     // A name on the hub may mean other files tomorrow; what is usual is left out, as in settings of earlier versions.
     let place = (model.model != BUILTIN && !Path::new(&model.model).exists())
-        .then(|| encoders.origin().files.first().cloned());
+        .then(|| encoders.origin()?.files.first().cloned());
     let precision = model.compute.precision;
     let precision = (!matches!(precision, PrecisionArg::F32)).then(|| precision.name());
     let inputs: Vec<String> = parts.iter().map(Rows::digest).collect();
