@@ -371,9 +371,10 @@ pub(crate) struct PictureArgs {
     /// Turn pictures upright by their EXIF data
     #[arg(long)]
     pub(crate) exif: bool,
-    /// Refuse pictures of more pixels, width times height, before they are decoded
-    #[arg(long, value_name = "N", default_value_t = DecodeLimits::default().max_pixels)]
-    pub(crate) max_pixels: u64,
+    /// Refuse pictures of more pixels, width times height, before they are decoded [default: 178956970, and what takes
+    /// 480 MB of memory]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pixels: Option<u64>,
 }
 
 impl PictureArgs {

@@ -154,7 +154,7 @@ fn use_tokenizer(tokenizer: &Tokenizer) {
 
 /// A picture of any format.
 fn image(bytes: &[u8]) -> Result<(), String> {
-    let picture = Picture::decode(bytes, &DecodeLimits::of_pixels(MAX_PIXELS));
+    let picture = Picture::decode(bytes, &DecodeLimits::of_pixels(Some(MAX_PIXELS)));
     picture.map(|picture| drop(picture.apply_exif())).map_err(shown)
 }
 

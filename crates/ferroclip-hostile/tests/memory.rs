@@ -8,8 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-use ferroclip::Picture;
-use ferroclip::image::DecodeLimits;
+use ferroclip::image::{Convention, DecodeLimits, ImageError, ImagePipeline};
 use tempfile::TempDir;
 
 /// What is allowed beside the file.
@@ -133,21 +132,53 @@ fn hostile_files_take_little_memory() {
     }
 }
 
+/// What a header promises is what the picture takes, so that the limit on it is one on memory.
+#[test]
+fn pictures_take_no_more_memory_than_their_headers_say() {
+    // Tables of a decoder, pages that are larger than what they hold, a tensor's worth of pixels.
+    const BESIDE: u64 = 6 << 20;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/image/large");
+    let files: Vec<_> =
+        fs::read_dir(folder).expect("run `python fixtures/image/large.py`").collect();
+    assert!(files.len() > 30);
+    let mut broken = Vec::new();
+    for file in files {
+        let path = file.expect("a file").path();
+        let out = read("whole picture", &path);
+        let [taken, promised] = ["took ", "promised "].map(|what| number_behind(&out, what));
+        if taken > promised + BESIDE {
+            broken.push(format!("{}: took {taken} of {promised} bytes", path.display()));
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 /// Reads a file in another process and looks at its peak.
 fn check(reader: &str, path: &Path) {
+    let taken = number_behind(&read(reader, path), "took ");
+    let allowed = LIMIT_BYTES + fs::metadata(path).expect("a file").len();
+    assert!(taken <= allowed, "{}: took {taken} bytes, allowed {allowed}", path.display());
+}
+
+/// What the process says that reads a file.
+fn read(reader: &str, path: &Path) -> String {
     let run = Command::new(env::current_exe().expect("this program"))
         .args(["--exact", "inside", "--ignored", "--nocapture"])
         .env(READER, reader)
         .env(FILE, path)
+        // What is freed is gone, and not kept for the next picture.
+        .env("MALLOC_MMAP_THRESHOLD_", "65536")
         .output()
         .expect("this program runs");
     let (out, errors) =
         (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{}: {}\n{out}\n{errors}", path.display(), run.status);
-    let taken = out.split("took ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-    let taken: u64 = taken.expect("the bytes that it took");
-    let allowed = LIMIT_BYTES + fs::metadata(path).expect("a file").len();
-    assert!(taken <= allowed, "{}: took {taken} bytes, allowed {allowed}", path.display());
+    out.into_owned()
+}
+
+fn number_behind(text: &str, what: &str) -> u64 {
+    let number = text.split(what).nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    number.expect("a number of bytes")
 }
 
 #[test]
@@ -160,14 +191,35 @@ fn inside() {
     let before = kilobytes("VmRSS:");
     let found = match reader.to_str().expect("a name") {
         // What a program decodes, not what the fuzz target does.
-        "any picture" => {
-            Picture::decode(&bytes, &DecodeLimits::default()).map(drop).map_err(|e| e.to_string())
+        "any picture" => read_picture(&bytes, &DecodeLimits::default()).map_err(|e| e.to_string()),
+        "whole picture" => {
+            // As much as it asks for, once by its header and once where it is turned.
+            let mut limits = DecodeLimits { max_memory: 0, ..DecodeLimits::default() };
+            let mut found = read_picture(&bytes, &limits);
+            while let Err(ImageError::TooMuchMemory { bytes: promised, .. }) = found {
+                limits.max_memory = promised;
+                found = read_picture(&bytes, &limits);
+            }
+            println!("promised {} bytes", limits.max_memory);
+            found.map_err(|e| e.to_string())
         }
         name => (ferroclip_hostile::parser(name).feed)(&bytes),
     };
     // That pixels are missing is no fault to some decoders.
-    assert!(found.is_err() || may_be_read || reader == "any picture", "it was read");
+    let may_be_read = may_be_read || reader == "any picture";
+    match reader == "whole picture" {
+        true => found.expect("a picture"),
+        false => assert!(found.is_err() || may_be_read, "it was read"),
+    }
     println!("took {} bytes", (kilobytes("VmHWM:") - before) * 1024);
+}
+
+/// As a program reads it, in the two ways that take more memory than others.
+fn read_picture(bytes: &[u8], limits: &DecodeLimits) -> Result<(), ImageError> {
+    for convention in [Convention::OpenClip, Convention::HuggingFace] {
+        ImagePipeline { convention, exif: true, ..ImagePipeline::default() }.open(bytes, limits)?;
+    }
+    Ok(())
 }
 
 /// A line of `/proc/self/status`.

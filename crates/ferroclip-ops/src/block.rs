@@ -152,7 +152,7 @@ impl AttentionBlock {
         let bias = self.in_proj.bias_values();
         let isa = Isa::active();
         let mut out = vec![0.0; pooled.len() * width];
-        let task_rows = task_rows(isa, weights.query.precision());
+        let task_rows = task_rows(&weights.query);
         let tasks = span_tasks(spans, rayon::current_num_threads(), task_rows);
         let length = |task: &Task| task.range.len() * width;
         run(&tasks, parts(&tasks, &mut out, length), |memory, task, out| {

@@ -83,7 +83,7 @@ impl Packed {
 
     /// Rows of a task.
     pub(crate) fn task_rows(&self) -> usize {
-        task_rows(self.weights.isa(), self.weights.precision())
+        task_rows(&self.weights)
     }
 
     /// Packs rows of numbers as operands, with `split` on all cores.

@@ -209,9 +209,10 @@ pub struct RunSection {
     /// The share of bad samples at which the run stops.
     #[serde(default = "default_max_bad_share")]
     pub max_bad_share: f64,
-    /// Most pixels of a picture, width times height; larger ones count as bad samples.
-    #[serde(default = "default_max_pixels")]
-    pub max_pixels: u64,
+    /// Most pixels of a picture, width times height; larger ones count as bad samples. Where it is missing, the default
+    /// of [`DecodeLimits`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_pixels: Option<u64>,
     /// Rows with equal texts are positives of each other.
     #[serde(default = "default_true")]
     pub multi_positive: bool,
@@ -273,10 +274,6 @@ fn default_log_every() -> u64 {
 
 fn default_max_bad_share() -> f64 {
     0.01
-}
-
-fn default_max_pixels() -> u64 {
-    DecodeLimits::default().max_pixels
 }
 
 fn default_true() -> bool {

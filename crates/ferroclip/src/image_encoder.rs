@@ -1,6 +1,5 @@
 //! Pictures to embeddings: the image tower with its pipeline.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -166,24 +165,20 @@ impl ImageEncoder {
         options: &EmbedOptions<'_>,
         out: &mut [f32],
     ) -> Result<(), Error> {
-        let bytes = match source {
-            ImageSource::Path(path) => Cow::Owned(read_file(path, options.limits.max_bytes)?),
-            ImageSource::Bytes(bytes) => Cow::Borrowed(bytes),
-            ImageSource::Picture(_) => Cow::Borrowed(&[][..]),
-        };
-        let picture = match source {
-            ImageSource::Picture(picture) => Cow::Borrowed(picture),
-            _ => Cow::Owned(Picture::decode(&bytes, &options.limits).map_err(|source_error| {
-                let name = match source {
-                    ImageSource::Path(path) => path.display().to_string(),
-                    _ => format!("number {}", place + 1),
-                };
-                Error::Image { name, source: source_error }
-            })?),
-        };
         let mut pipeline = self.config.preprocess.clone();
         pipeline.exif |= options.exif;
-        pipeline.tensor(&pipeline.rgb8(&picture), out);
+        let limits = &options.limits;
+        let named = |name: String| move |source| Error::Image { name, source };
+        let image = match source {
+            ImageSource::Path(path) => pipeline
+                .open(&read_file(path, limits.max_bytes)?, limits)
+                .map_err(named(path.display().to_string()))?,
+            ImageSource::Bytes(bytes) => {
+                pipeline.open(bytes, limits).map_err(named(format!("number {}", place + 1)))?
+            }
+            ImageSource::Picture(picture) => pipeline.rgb8(picture),
+        };
+        pipeline.tensor(&image, out);
         Ok(())
     }
 

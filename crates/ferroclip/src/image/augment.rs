@@ -298,11 +298,11 @@ fn resize_crop(
 ) -> Vec<u8> {
     let part = picture.crop(crop);
     let Some(background) = background else {
-        return resize_to_rgb(&part, [width, height], [0..width, 0..height], filter);
+        return resize_to_rgb(part.into(), [width, height], [0..width, 0..height], filter);
     };
     let mut rgba = vec![0; width * height * 4];
     let axes = [&Axis::new(part.width(), width), &Axis::new(part.height(), height)];
-    let source = premultiplied(part.to_rgba().pixels(), 4);
+    let source = premultiplied(part.to_rgba().into_pixels(), 4);
     resample(Isa::active(), &source, 4, axes, filter, &mut Scratch::default(), &mut rgba);
     let pixel = |i: usize| std::array::from_fn(|c| f32::from(rgba[i * 4 + c]));
     compose([height, width], pixel, |rgba, x, y| background.behind(rgba, x, y))
@@ -440,7 +440,7 @@ impl Premultiplied {
     fn of(picture: &Picture, mapping: &Mapping, all_alpha: bool) -> (Premultiplied, Mapping) {
         let keeps_alpha = all_alpha || matches!(picture.mode(), Mode::La | Mode::Rgba);
         let rgba = if keeps_alpha {
-            premultiplied(picture.to_rgba().pixels(), 4)
+            premultiplied(picture.to_rgba().into_pixels(), 4)
         } else {
             let rgb = picture.to_rgb(picture.pixels());
             rgb.chunks_exact(3).flat_map(|p| [p[0], p[1], p[2], 255]).collect()

@@ -25,6 +25,22 @@ pub enum ImageError {
         /// The limit in force.
         max_pixels: u64,
     },
+    /// More memory than [`crate::image::DecodeLimits::max_memory`], by what the header says.
+    #[error(
+        "the picture is too large: its {width} x {height} pixels take {} MB of memory, limit {} MB",
+        bytes.div_ceil(1_000_000),
+        limit / 1_000_000
+    )]
+    TooMuchMemory {
+        /// Columns by the header.
+        width: u64,
+        /// Rows by the header.
+        height: u64,
+        /// The memory that it would take.
+        bytes: u64,
+        /// The limit in force.
+        limit: u64,
+    },
     /// A file of more bytes than [`crate::image::DecodeLimits::max_bytes`].
     #[error("the file is too large: more than {limit} bytes")]
     TooManyBytes {
@@ -86,6 +102,12 @@ impl ImageError {
             }
             ImageError::TooLarge { .. } => {
                 "shrink the picture, or raise the pixel limit (`--max-pixels`; in training `run.max_pixels`)"
+            }
+            &ImageError::TooMuchMemory { width, height, .. } => {
+                let pixels = width.saturating_mul(height);
+                return Some(format!(
+                    "shrink the picture, or allow as much as it takes: `--max-pixels {pixels}` (in training `run.max_pixels`)"
+                ));
             }
             ImageError::TooManyBytes { .. } => "no picture is that large: give another file",
             ImageError::ZeroSize { .. } | ImageError::Malformed { .. } => {

@@ -1,5 +1,7 @@
 //! A decoded picture in the pixel format that PIL would give it.
 
+use std::borrow::Cow;
+
 use super::decode::{self, DecodeLimits};
 use super::error::ImageError;
 
@@ -204,50 +206,79 @@ impl Picture {
     }
 
     /// The picture on a white ground, as PIL's `alpha_composite` puts it there.
-    pub(super) fn on_white(&self) -> Picture {
-        if !self.has_alpha() {
-            return self.without_alpha();
+    pub(super) fn on_white(mut self) -> Picture {
+        let channels = self.mode.channels();
+        let n = self.width * self.height;
+        let mut pixels = std::mem::take(&mut self.pixels);
+        if channels < 3 {
+            let colors = pixels.chunks_exact(channels).map(|p| white_behind(self.rgba(p)));
+            pixels = decode::gather(n, colors);
+        } else {
+            // Where they are: a large picture does not fit twice.
+            for i in 0..n {
+                let color = white_behind(self.rgba(&pixels[i * channels..][..channels]));
+                pixels[i * 3..][..3].copy_from_slice(&color);
+            }
+            pixels.truncate(n * 3);
         }
-        let rgba = self.to_rgba();
-        let pixels = rgba.pixels.chunks_exact(4).flat_map(|p| {
-            let alpha = u32::from(p[3]);
-            // Seven bits more than a sample has, and a division by 255 that rounds.
-            let blend = |v: u8| {
-                let sum = ((u32::from(v) * alpha + 255 * (255 - alpha)) << 7) + (0x80 << 7);
-                ((((sum >> 8) + sum) >> 8) >> 7) as u8
-            };
-            [blend(p[0]), blend(p[1]), blend(p[2])]
-        });
         Picture {
             orientation: self.orientation,
-            ..Picture::from_rgb8(self.width, self.height, pixels.collect())
+            ..Picture::from_rgb8(self.width, self.height, pixels)
         }
     }
 
     /// The picture with all its transparency as an alpha channel.
     pub(super) fn to_rgba(&self) -> Picture {
-        let pixels = match self.mode {
-            Mode::Rgba => self.pixels.clone(),
-            Mode::La => {
-                self.pixels.chunks_exact(2).flat_map(|p| [p[0], p[0], p[0], p[1]]).collect()
-            }
-            Mode::Palette => {
-                self.pixels.iter().flat_map(|&v| self.palette[usize::from(v)]).collect()
-            }
-            _ => self
-                .to_rgb(&self.pixels)
-                .chunks_exact(3)
-                .flat_map(|p| {
-                    let hidden = self.transparent.is_some_and(|color| color == *p);
-                    [p[0], p[1], p[2], if hidden { 0 } else { 255 }]
-                })
-                .collect(),
-        };
+        let samples = self.pixels.chunks_exact(self.mode.channels());
         Picture {
             orientation: self.orientation,
-            ..Picture::from_rgba8(self.width, self.height, pixels)
+            ..Picture::from_rgba8(
+                self.width,
+                self.height,
+                samples.flat_map(|p| self.rgba(p)).collect(),
+            )
         }
     }
+
+    /// The colour and transparency of one pixel in this picture's format.
+    fn rgba(&self, samples: &[u8]) -> [u8; 4] {
+        let [r, g, b] = match *samples {
+            [index] if self.mode == Mode::Palette => return self.palette[usize::from(index)],
+            [grey, alpha] => return [grey, grey, grey, alpha],
+            [r, g, b, alpha] if self.mode == Mode::Rgba => return [r, g, b, alpha],
+            [grey] => [if self.mode == Mode::Bilevel && grey > 0 { 255 } else { grey }; 3],
+            [r, g, b] => [r, g, b],
+            _ => cmyk_to_rgb(samples),
+        };
+        let hidden = self.transparent == Some([r, g, b]);
+        [r, g, b, if hidden { 0 } else { 255 }]
+    }
+
+    /// Its samples, alone.
+    pub(super) fn into_pixels(self) -> Vec<u8> {
+        self.pixels
+    }
+}
+
+impl From<Picture> for Cow<'_, Picture> {
+    fn from(picture: Picture) -> Self {
+        Cow::Owned(picture)
+    }
+}
+
+impl<'a> From<&'a Picture> for Cow<'a, Picture> {
+    fn from(picture: &'a Picture) -> Self {
+        Cow::Borrowed(picture)
+    }
+}
+
+fn white_behind([r, g, b, alpha]: [u8; 4]) -> [u8; 3] {
+    let alpha = u32::from(alpha);
+    [r, g, b].map(|v| {
+        // Seven bits more than a sample has, and a division by 255 that rounds.
+        let sum = ((u32::from(v) * alpha + 255 * (255 - alpha)) << 7) + (0x80 << 7);
+        ((((sum >> 8) + sum) >> 8) >> 7) as u8
+    })
 }
 
 /// `a * b / 255`, rounded, for values up to 255.

@@ -252,38 +252,40 @@ impl ImagePipeline {
     /// # Errors
     /// As [`Picture::decode`].
     pub fn open(&self, bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8Image, ImageError> {
-        Ok(self.rgb8(&Picture::decode(bytes, limits)?))
+        let picture = Picture::decode(bytes, limits)?;
+        if self.exif {
+            limits.check_turn(&picture)?;
+        }
+        Ok(self.rgb8(picture))
     }
 
-    /// Resizes, crops or pads to `size`, and converts to RGB.
+    /// Resizes, crops or pads to `size`, and converts to RGB. A picture that is given away needs less memory.
     ///
     /// # Panics
     /// When a side of `size` is zero.
-    pub fn rgb8(&self, picture: &Picture) -> Rgb8Image {
-        let picture = match self.exif && picture.orientation() > 1 {
-            true => Cow::Owned(picture.clone().apply_exif()),
-            false => Cow::Borrowed(picture),
-        };
-        let picture = match self.convention {
-            Convention::HuggingFace if picture.mode() != Mode::Rgb || picture.has_alpha() => {
-                Cow::Owned(picture.on_white())
-            }
-            _ => picture,
-        };
+    pub fn rgb8<'a>(&self, picture: impl Into<Cow<'a, Picture>>) -> Rgb8Image {
+        let mut picture = picture.into();
+        if self.exif && picture.orientation() > 1 {
+            picture = Cow::Owned(picture.into_owned().apply_exif());
+        }
+        let is_plain = picture.mode() == Mode::Rgb && !picture.has_alpha();
+        if self.convention == Convention::HuggingFace && !is_plain {
+            picture = Cow::Owned(picture.into_owned().on_white());
+        }
         let [height, width] = self.size;
         let (resized, filter) = self.resized([picture.width(), picture.height()]);
         let [x, y] = [(resized[0], width), (resized[1], height)]
             .map(|(resized, size)| Fit::new(resized, size, self.convention));
         let (columns, n_rows) = (x.window.len(), y.window.len());
-        let window = resize_to_rgb(&picture, resized, [x.window, y.window], filter);
-        if [columns, n_rows] == [width, height] {
-            return Rgb8Image { width, height, pixels: window };
-        }
         let border = match self.resize_mode {
             ResizeMode::Longest => self.fill_color,
             _ => 0,
         };
         let border = picture.to_rgb(&[border; 4][..picture.mode().channels()]);
+        let window = resize_to_rgb(picture, resized, [x.window, y.window], filter);
+        if [columns, n_rows] == [width, height] {
+            return Rgb8Image { width, height, pixels: window };
+        }
         let mut pixels = border.repeat(width * height);
         let rows = pixels.chunks_exact_mut(width * 3).skip(y.offset);
         for (to, from) in rows.zip(window.chunks_exact(columns * 3)) {

@@ -1,5 +1,6 @@
 //! Resizing a picture in its own pixel format, then RGB: the order of PIL and torchvision.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use ferroclip_kernels::Isa;
@@ -10,7 +11,7 @@ use super::picture::{Mode, Picture, scale_255};
 /// Resizes the picture to `width` x `height` and returns the RGB samples of the window
 /// `columns` x `rows` of it. Only the window is computed.
 pub(super) fn resize_to_rgb(
-    picture: &Picture,
+    picture: Cow<'_, Picture>,
     [width, height]: [usize; 2],
     [columns, rows]: [Range<usize>; 2],
     filter: Filter,
@@ -27,9 +28,9 @@ pub(super) fn resize_to_rgb(
     if matches!(picture.mode(), Mode::Bilevel | Mode::Palette) {
         let x = nearest(picture.width(), width, columns).collect::<Vec<_>>();
         let y = nearest(picture.height(), height, rows);
-        let source = picture.pixels();
+        let (source, columns) = (picture.pixels(), picture.width());
         let row = |y: Option<usize>| {
-            let pick = move |x: Option<usize>| Some(source[y? * picture.width() + x?]);
+            let pick = move |x: Option<usize>| Some(source[y? * columns + x?]);
             x.iter().map(move |&x| pick(x).unwrap_or(0))
         };
         return picture.to_rgb(&y.flat_map(row).collect::<Vec<_>>());
@@ -38,11 +39,18 @@ pub(super) fn resize_to_rgb(
         Axis::new(picture.width(), width).window(columns),
         Axis::new(picture.height(), height).window(rows),
     ];
-    picture.to_rgb(&resize_samples(picture, &axes, filter))
+    let mode = picture.mode();
+    let samples = resize_samples(picture, &axes, filter);
+    let small = Picture::new(axes[0].output(), axes[1].output(), mode, samples);
+    small.to_rgb(small.pixels())
 }
 
 /// Resizes grey, RGB, CMYK as they are and alpha formats premultiplied; the format stays.
-pub(super) fn resize_samples(picture: &Picture, axes: &[Axis; 2], filter: Filter) -> Vec<u8> {
+pub(super) fn resize_samples(
+    picture: Cow<'_, Picture>,
+    axes: &[Axis; 2],
+    filter: Filter,
+) -> Vec<u8> {
     let channels = picture.mode().channels();
     let mut out = vec![0; axes[0].output() * axes[1].output() * channels];
     let mut run = |source: &[u8]| {
@@ -51,7 +59,11 @@ pub(super) fn resize_samples(picture: &Picture, axes: &[Axis; 2], filter: Filter
     };
     match picture.mode() {
         Mode::La | Mode::Rgba => {
-            run(&premultiplied(picture.pixels(), channels));
+            let pixels = match picture {
+                Cow::Owned(picture) => picture.into_pixels(),
+                Cow::Borrowed(picture) => picture.pixels().to_vec(),
+            };
+            run(&premultiplied(pixels, channels));
             unmultiply(&mut out, channels);
         }
         _ => run(picture.pixels()),
@@ -60,16 +72,15 @@ pub(super) fn resize_samples(picture: &Picture, axes: &[Axis; 2], filter: Filter
 }
 
 /// PIL's `LA` to `La` and `RGBA` to `RGBa`: the last channel is alpha.
-pub(super) fn premultiplied(pixels: &[u8], channels: usize) -> Vec<u8> {
-    let mut out = pixels.to_vec();
-    for pixel in out.chunks_exact_mut(channels) {
+pub(super) fn premultiplied(mut pixels: Vec<u8>, channels: usize) -> Vec<u8> {
+    for pixel in pixels.chunks_exact_mut(channels) {
         if let Some((&mut alpha, colors)) = pixel.split_last_mut()
             && alpha != 255
         {
             colors.iter_mut().for_each(|v| *v = scale_255(*v, alpha));
         }
     }
-    out
+    pixels
 }
 
 /// PIL's way back; colour without any alpha stays as it is.

@@ -77,7 +77,7 @@ fn resize_and_crop_give_the_bytes_of_the_references() {
     let mut n_png = 0;
     for (case, expected) in cases("pipeline") {
         n_png += usize::from(case.file.ends_with(".png"));
-        let image = pipeline(&case).rgb8(&open(&case.file));
+        let image = pipeline(&case).rgb8(open(&case.file));
         assert_eq!([image.height, image.width, 3], case.shape[..], "{}", case.file);
         if image.pixels != expected {
             let apart = difference(&image.pixels, &expected);
@@ -134,7 +134,7 @@ fn the_tensor_is_open_clips() {
     for (case, expected) in cases("tensor") {
         let pipeline = pipeline(&case);
         let mut tensor = vec![0.0; pipeline.tensor_len()];
-        pipeline.tensor(&pipeline.rgb8(&open(&case.file)), &mut tensor);
+        pipeline.tensor(&pipeline.rgb8(open(&case.file)), &mut tensor);
         let expected = expected.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         let apart = tensor.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(apart <= 1e-6, "{}: {apart}", case.file);
@@ -303,9 +303,21 @@ mod bad_files {
         png[20..24].copy_from_slice(&60_000u32.to_be_bytes());
         let expected = "the picture is too large: 60000 x 60000 pixels, limit 178956970";
         assert_eq!(error(&png).to_string(), expected);
-        assert_eq!(error(&png[..24]).to_string(), expected);
+        assert_eq!(error(&png[..26]).to_string(), expected);
         png[20..24].fill(0);
         assert_eq!(error(&png).to_string(), "the PNG picture has no pixels: 60000 x 0");
+
+        let mut png = file("rgb-0.png");
+        for side in [16, 20] {
+            png[side..side + 4].copy_from_slice(&13_000u32.to_be_bytes());
+        }
+        let expected = "the picture is too large: its 13000 x 13000 pixels take 508 MB of memory, limit 480 MB";
+        assert_eq!(error(&png).to_string(), expected);
+        assert!(error(&png).hint().is_some_and(|hint| hint.contains("--max-pixels 169000000")));
+        // What the user says holds, whatever it takes; this file ends too early.
+        let said = DecodeLimits::of_pixels(Some(169_000_000));
+        let found = Picture::decode(&png, &said).unwrap_err();
+        assert!(!matches!(found, ImageError::TooMuchMemory { .. }), "{found}");
 
         let limits = DecodeLimits { max_pixels: 40 * 40, ..Default::default() };
         for name in ["rgb-0.png", "444.jpg", "small-frame.gif", "lossy.webp"] {

@@ -43,9 +43,10 @@ pub(crate) struct DataArgs {
     /// Pictures that go through the tower together
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = parse_batch)]
     batch: usize,
-    /// Refuse pictures of more pixels, width times height, before they are decoded
-    #[arg(long, value_name = "N", default_value_t = DecodeLimits::default().max_pixels)]
-    max_pixels: u64,
+    /// Refuse pictures of more pixels, width times height, before they are decoded [default: 178956970, and what takes
+    /// 480 MB of memory]
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<u64>,
     #[command(flatten)]
     model: ModelArgs,
 }

@@ -201,7 +201,7 @@ fn sampling_and_resizing_agree_about_alpha() {
 
 fn resize_samples_of(picture: &Picture, side: usize) -> Picture {
     let axes = [Axis::new(picture.width(), side), Axis::new(picture.height(), side)];
-    let pixels = crate::image::resize::resize_samples(picture, &axes, Filter::Bilinear);
+    let pixels = crate::image::resize::resize_samples(picture.into(), &axes, Filter::Bilinear);
     Picture::from_rgba8(side, side, pixels)
 }
 

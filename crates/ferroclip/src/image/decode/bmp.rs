@@ -1,7 +1,7 @@
 //! BMP, read here because PIL's choice among `1`, `L`, `P`, `RGB` and `RGBA` depends on details of
 //! header and palette.
 
-use super::{DecodeLimits, unpack};
+use super::{DecodeLimits, gather, unpack};
 use crate::image::error::ImageError;
 use crate::image::picture::{Mode, Picture};
 
@@ -15,7 +15,8 @@ const BITFIELDS: u32 = 3;
 
 pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
     let header = Header::read(bytes)?;
-    let [width, height] = limits.check(FORMAT, header.width, header.height)?;
+    // Indices and what they are unpacked of are less than an index and its colour.
+    let [width, height] = limits.check(FORMAT, [header.width, header.height], 4)?;
     let palette = header.palette(bytes)?;
     let row_bytes = (width * usize::from(header.bits)).div_ceil(32) * 4;
     let data = bytes.get(header.pixels..).ok_or(ImageError::Truncated { format: FORMAT })?;
@@ -29,14 +30,22 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
         header.samples(data, row_bytes, width)?
     };
     if !header.top_down {
-        let row = rows.len() / height;
-        rows = rows.chunks_exact(row).rev().flatten().copied().collect();
+        flip(&mut rows, height);
     }
     Ok(match palette {
         None if header.has_alpha() => Picture::new(width, height, Mode::Rgba, rows),
         None => Picture::new(width, height, Mode::Rgb, rows),
         Some(palette) => palette.picture(width, height, rows),
     })
+}
+
+/// The last row first, without a copy.
+fn flip(pixels: &mut [u8], height: usize) {
+    let row = pixels.len() / height;
+    let (top, bottom) = pixels.split_at_mut(height / 2 * row);
+    for (a, b) in top.chunks_exact_mut(row).zip(bottom.chunks_exact_mut(row).rev()) {
+        a.swap_with_slice(b);
+    }
 }
 
 struct Header {
@@ -147,6 +156,7 @@ impl Header {
         let bytes = usize::from(self.bits / 8);
         let layout = || ImageError::unsupported(FORMAT, "this layout of the colour bits");
         let rows = data.chunks_exact(row_bytes);
+        let n = rows.len() * width;
         let pixels = rows.flat_map(|row| row[..width * bytes].chunks_exact(bytes.max(1)));
         let fields = self.compression == BITFIELDS;
         Ok(match (self.bits, fields) {
@@ -157,17 +167,20 @@ impl Header {
                     (true, [0xf800, 0x7e0, 0x1f]) => true,
                     _ => return Err(layout()),
                 };
-                pixels.flat_map(|p| short_color([p[0], p[1]], five_six_five)).collect()
+                gather(n, pixels.map(|p| short_color([p[0], p[1]], five_six_five)))
             }
-            (24, false) => pixels.flat_map(|p| [p[2], p[1], p[0]]).collect(),
+            (24, false) => gather(n, pixels.map(|p| [p[2], p[1], p[0]])),
             (24, true) if self.masks[..3] == [0xff_0000, 0xff00, 0xff] => {
-                pixels.flat_map(|p| [p[2], p[1], p[0]]).collect()
+                gather(n, pixels.map(|p| [p[2], p[1], p[0]]))
             }
-            (32, false) => pixels.flat_map(|p| [p[2], p[1], p[0]]).collect(),
+            (32, false) => gather(n, pixels.map(|p| [p[2], p[1], p[0]])),
             (32, true) => {
                 let order = self.byte_order().ok_or_else(layout)?;
-                let kept = if self.has_alpha() { 4 } else { 3 };
-                pixels.flat_map(|p| order.map(|at| p[at]).into_iter().take(kept)).collect()
+                let [r, g, b, a] = order;
+                match self.has_alpha() {
+                    true => gather(n, pixels.map(|p| [p[r], p[g], p[b], p[a]])),
+                    false => gather(n, pixels.map(|p| [p[r], p[g], p[b]])),
+                }
             }
             _ => return Err(layout()),
         })

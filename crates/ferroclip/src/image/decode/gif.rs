@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
-use super::{DecodeLimits, is_grey_ramp};
+use super::{DecodeLimits, is_grey_ramp, pipeline_bytes};
 use crate::image::error::ImageError;
 use crate::image::picture::{Mode, Picture};
 
@@ -28,8 +28,8 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     // A frame that leaves the screen makes it larger, as in PIL.
     let width = screen[0].max((left + columns) as u64);
     let height = screen[1].max((top + rows) as u64);
-    let [width, height] = limits.check(FORMAT, width, height)?;
-    limits.check(FORMAT, columns as u64, rows as u64)?;
+    let [width, height] = limits.check(FORMAT, [width, height], pipeline_bytes(Mode::Palette))?;
+    limits.check(FORMAT, [columns as u64, rows as u64], pipeline_bytes(Mode::Palette))?;
 
     let mut frame = vec![0; reader.buffer_size()];
     reader.read_into_buffer(&mut frame).map_err(error)?;

@@ -6,7 +6,7 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::DecodeLimits;
+use super::{DecodeLimits, pipeline_bytes};
 use crate::image::error::ImageError;
 use crate::image::exif;
 use crate::image::picture::{Mode, Picture};
@@ -15,7 +15,6 @@ const FORMAT: &str = "JPEG";
 
 pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
     let header = Header::scan(bytes)?;
-    let [width, height] = limits.check(FORMAT, header.width, header.height)?;
     let (mode, output) = match header.components {
         1 => (Mode::L, ColorSpace::Luma),
         3 => (Mode::Rgb, ColorSpace::RGB),
@@ -23,6 +22,10 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
         4 => (Mode::Cmyk, ColorSpace::CMYK),
         n => return Err(ImageError::unsupported(FORMAT, format!("{n} components"))),
     };
+    // Coefficients of 16 bits, where the first scan does not tell all.
+    let staged = if header.is_staged { 2 * u64::from(header.components) } else { 0 };
+    let pixel_bytes = (mode.channels() as u64 + staged).max(pipeline_bytes(mode));
+    let [width, height] = limits.check(FORMAT, [header.width, header.height], pixel_bytes)?;
     let options = DecoderOptions::default()
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
@@ -67,6 +70,8 @@ struct Header {
     width: u64,
     height: u64,
     components: u8,
+    /// Whether a pixel is spread over several scans.
+    is_staged: bool,
     is_ycck: bool,
     orientation: u8,
 }
@@ -74,8 +79,14 @@ struct Header {
 impl Header {
     fn scan(bytes: &[u8]) -> Result<Header, ImageError> {
         let truncated = ImageError::Truncated { format: FORMAT };
-        let mut header =
-            Header { width: 0, height: 0, components: 0, is_ycck: false, orientation: 1 };
+        let mut header = Header {
+            width: 0,
+            height: 0,
+            components: 0,
+            is_staged: false,
+            is_ycck: false,
+            orientation: 1,
+        };
         let mut at = 2;
         let mut seen_frame = false;
         loop {
@@ -98,6 +109,9 @@ impl Header {
                 0xe1 if segment.starts_with(b"Exif\0\0") => {
                     header.orientation = exif::orientation(segment);
                 }
+                0xda => {
+                    header.is_staged |= segment.first().is_some_and(|&n| n < header.components);
+                }
                 0xee if segment.starts_with(b"Adobe") => {
                     header.is_ycck = segment.get(11) == Some(&2);
                 }
@@ -116,6 +130,7 @@ impl Header {
         if precision != 8 {
             return Err(ImageError::unsupported(FORMAT, format!("{precision}-bit samples")));
         }
+        self.is_staged = marker == 0xc2;
         self.width = u64::from(u16::from_be_bytes([w1, w0]));
         self.height = u64::from(u16::from_be_bytes([h1, h0]));
         self.components = components;

@@ -8,47 +8,78 @@ mod tiff;
 mod webp;
 
 use super::error::ImageError;
-use super::picture::Picture;
+use super::picture::{Mode, Picture};
 
 /// What a picture may cost. Checked on the header, before pixels are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeLimits {
     /// Most pixels, width times height. The default, 178,956,970, is where PIL refuses too.
-    ///
-    /// Decoding takes up to about 16 bytes a pixel (progressive CMYK JPEG), mostly 3 to 8.
     pub max_pixels: u64,
+    /// Most bytes of memory between the file and the tensor, as the header promises: 3 a pixel for RGB, 9 for a
+    /// progressive JPEG. The default is 480 MB.
+    pub max_memory: u64,
     /// Most bytes of a file that is read from a path. The default is 256 MiB.
     pub max_bytes: u64,
 }
 
 impl Default for DecodeLimits {
     fn default() -> DecodeLimits {
-        DecodeLimits { max_pixels: 178_956_970, max_bytes: 256 << 20 }
+        DecodeLimits { max_pixels: 178_956_970, max_memory: 480_000_000, max_bytes: 256 << 20 }
     }
 }
 
 impl DecodeLimits {
-    /// The defaults but for the pixels.
-    pub fn of_pixels(max_pixels: u64) -> DecodeLimits {
-        DecodeLimits { max_pixels, ..DecodeLimits::default() }
+    /// The defaults, or what a user says: pictures of up to `max_pixels`, whatever memory they take.
+    pub fn of_pixels(max_pixels: Option<u64>) -> DecodeLimits {
+        let limits = DecodeLimits::default();
+        match max_pixels {
+            Some(max_pixels) => DecodeLimits { max_pixels, max_memory: u64::MAX, ..limits },
+            None => limits,
+        }
     }
 
-    /// The sides as lengths in memory, when they are within the limit.
+    /// The sides as lengths in memory, when the picture is within the limits with so many bytes for each pixel.
     fn check(
         &self,
         format: &'static str,
-        width: u64,
-        height: u64,
+        [width, height]: [u64; 2],
+        pixel_bytes: u64,
     ) -> Result<[usize; 2], ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::ZeroSize { format, width, height });
         }
         // Eight bytes a pixel must be addressable, whatever limit was set.
         let max_pixels = self.max_pixels.min(isize::MAX as u64 / 8);
-        match width.checked_mul(height) {
-            Some(pixels) if pixels <= max_pixels => Ok([width as usize, height as usize]),
-            _ => Err(ImageError::TooLarge { width, height, max_pixels }),
+        let Some(pixels) = width.checked_mul(height).filter(|&pixels| pixels <= max_pixels) else {
+            return Err(ImageError::TooLarge { width, height, max_pixels });
+        };
+        // What a filter of the resize may weigh counts beside the pixels: it is as long as a side.
+        let bytes = pixels.saturating_mul(pixel_bytes).saturating_add(32 * (width + height));
+        match bytes > self.max_memory {
+            true => Err(ImageError::TooMuchMemory { width, height, bytes, limit: self.max_memory }),
+            false => Ok([width as usize, height as usize]),
         }
+    }
+
+    /// Whether there is memory for a turned copy of the picture.
+    pub(crate) fn check_turn(&self, picture: &Picture) -> Result<(), ImageError> {
+        let [width, height] = [picture.width(), picture.height()].map(|side| side as u64);
+        let bytes = 2 * picture.pixels().len() as u64;
+        let limit = self.max_memory;
+        match bytes > limit && picture.orientation() > 1 {
+            true => Err(ImageError::TooMuchMemory { width, height, bytes, limit }),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Bytes that a pixel takes behind the decoder: its own, and those of an RGB copy where that is larger.
+fn pipeline_bytes(mode: Mode) -> u64 {
+    match mode {
+        Mode::Bilevel | Mode::Palette | Mode::L => 4,
+        Mode::La => 5,
+        Mode::Rgb => 3,
+        Mode::Rgba | Mode::Cmyk => 4,
     }
 }
 
@@ -105,17 +136,25 @@ fn describe(bytes: &[u8]) -> String {
 
 /// Opens packed samples of 1, 2, 4 or 8 bits into one byte each. Rows begin at a byte.
 fn unpack(packed: &[u8], row_bytes: usize, width: usize, bits: u8) -> Vec<u8> {
+    let rows = packed.chunks_exact(row_bytes);
+    let n = rows.len() * width;
     if bits == 8 {
-        return packed.chunks_exact(row_bytes).flat_map(|row| &row[..width]).copied().collect();
+        return gather(n, rows.flat_map(|row| &row[..width]).map(|&sample| [sample]));
     }
     let per_byte = usize::from(8 / bits);
     let mask = 0xff >> (8 - bits);
     let sample = |row: &[u8], x: usize| {
         let shift = 8 - bits - (x % per_byte) as u8 * bits;
-        (row[x / per_byte] >> shift) & mask
+        [(row[x / per_byte] >> shift) & mask]
     };
-    let rows = packed.chunks_exact(row_bytes);
-    rows.flat_map(|row| (0..width).map(move |x| sample(row, x))).collect()
+    gather(n, rows.flat_map(|row| (0..width).map(move |x| sample(row, x))))
+}
+
+/// The samples of `n` pixels. Their memory is taken at once: a vector that grows is there twice.
+pub(super) fn gather<const N: usize>(n: usize, pixels: impl Iterator<Item = [u8; N]>) -> Vec<u8> {
+    let mut samples = Vec::with_capacity(n * N);
+    samples.extend(pixels.flatten());
+    samples
 }
 
 /// Scales 16-bit samples to 8 bits, rounded.

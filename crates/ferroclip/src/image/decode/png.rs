@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 
-use super::{DecodeLimits, narrow, unpack};
+use super::{DecodeLimits, narrow, pipeline_bytes, unpack};
 use crate::image::error::ImageError;
 use crate::image::exif;
 use crate::image::picture::{Mode, Picture};
@@ -34,7 +34,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
 
 /// The sides from the header chunk, which stands first.
 fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<[usize; 2], ImageError> {
-    let Some(header) = bytes.get(8..24) else {
+    let Some(header) = bytes.get(8..26) else {
         return Err(ImageError::Truncated { format: FORMAT });
     };
     if &header[4..8] != b"IHDR" {
@@ -42,7 +42,22 @@ fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<[usize; 2], ImageError>
     }
     let side =
         |at: usize| header[at..at + 4].iter().fold(0, |value, &byte| value << 8 | u64::from(byte));
-    limits.check(FORMAT, side(8), side(12))
+    limits.check(FORMAT, [side(8), side(12)], pixel_bytes(header[16], header[17]))
+}
+
+/// Bytes that a pixel takes, by the bits of a sample and the code of the colour type; as of RGBA for what is refused later.
+fn pixel_bytes(bits: u8, color_type: u8) -> u64 {
+    let mode = match color_type {
+        0 => Mode::L,
+        2 => Mode::Rgb,
+        3 => Mode::Palette,
+        // See `picture` for the wide ones.
+        4 if bits < 16 => Mode::La,
+        _ => Mode::Rgba,
+    };
+    // Samples of 16 bits stand beside those that become of them.
+    let wide = if bits == 16 { 3 * mode.channels() as u64 } else { 0 };
+    wide.max(pipeline_bytes(mode))
 }
 
 fn error(error: DecodingError) -> ImageError {

@@ -37,13 +37,17 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     }
     let mut pages = Decoder::new(Cursor::new(file.as_ref())).map_err(error)?;
     let (width, height) = pages.dimensions().map_err(error)?;
-    let [width, height] = limits.check(FORMAT, u64::from(width), u64::from(height))?;
     let color = match (pages.colortype().map_err(error)?, directory.short(EXTRA_SAMPLES)) {
         (ColorType::Multiband { bit_depth, num_samples: 2 }, Some(2)) => {
             ColorType::GrayA(bit_depth)
         }
         (color, _) => color,
     };
+    // Samples as stored and those of 8 bits that become of them, or those and their turned copy. An index has a colour.
+    let sample_bytes = u64::from(color.bit_depth().div_ceil(8)) + 1;
+    let pixel_bytes = (u64::from(color.num_samples()) * sample_bytes).max(4);
+    let [width, height] =
+        limits.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
     if directory.short(PLANAR) == Some(2) && color.num_samples() > 1 {
         return Err(ImageError::unsupported(FORMAT, "planes stored apart"));
     }

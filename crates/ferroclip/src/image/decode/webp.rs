@@ -19,7 +19,14 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     }
     let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(error)?;
     let (width, height) = decoder.dimensions();
-    let [width, height] = limits.check(FORMAT, u64::from(width), u64::from(height))?;
+    // Beside the pixels: RGBA of a lossless picture, or planes and alpha; of an animation its ground as well.
+    let pixel_bytes = match (decoder.is_animated(), decoder.has_alpha()) {
+        (true, _) => 14,
+        (false, true) => 11,
+        (false, false) => 7,
+    };
+    let [width, height] =
+        limits.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
     let orientation = match decoder.exif_metadata() {
         Ok(Some(exif)) => exif::orientation(&exif),
         _ => 1,
