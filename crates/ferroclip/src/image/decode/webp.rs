@@ -18,6 +18,8 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
         return Err(ImageError::Truncated { format: FORMAT });
     }
     let mut decoder = WebPDecoder::new(Cursor::new(bytes)).map_err(error)?;
+    // No chunk is longer than the file, whatever it says.
+    decoder.set_memory_limit(bytes.len());
     let (width, height) = decoder.dimensions();
     // Beside the pixels: RGBA of a lossless picture, or planes and alpha; of an animation its ground as well.
     let pixel_bytes = match (decoder.is_animated(), decoder.has_alpha()) {
