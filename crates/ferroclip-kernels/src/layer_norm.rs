@@ -108,6 +108,25 @@ mod tests {
                     &mut dg,
                     &mut db,
                 );
+                // Of two rows the gradients of gain and bias are added up.
+                let twice = |v: &[f64]| [f32s(v), f32s(v)].concat();
+                let (mut dx2, mut dg2, mut db2) = (vec![0.0; 2 * n], vec![0.0; n], vec![0.0; n]);
+                layer_norm_backward(
+                    isa,
+                    &twice(&x),
+                    &f32s(&gain),
+                    1e-5,
+                    &twice(&dy),
+                    &mut dx2,
+                    &mut dg2,
+                    &mut db2,
+                );
+                assert_eq!(dx2, [&dx[..], &dx].concat());
+                let doubled = |one: &[f32]| one.iter().map(|d| 2.0 * d).collect::<Vec<f32>>();
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-5;
+                assert!(dg2.iter().zip(&doubled(&dg)).all(near));
+                assert!(db2.iter().zip(&doubled(&db)).all(near));
+
                 let loss = |x: &[f64], gain: &[f64]| -> f64 {
                     reference(x, gain, &bias).iter().zip(&dy).map(|(y, d)| y * d).sum()
                 };

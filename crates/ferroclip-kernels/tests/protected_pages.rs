@@ -7,10 +7,10 @@ use std::ops::{Deref, DerefMut};
 use ferroclip_kernels::{
     Activation, AdamStep, AttentionScratch, AttentionShape, BatchNorm, Finish, Isa, Maps, Matrix,
     Moments, Onto, PackedRows, PackedWeights, Precision, Prefix, Scratch, activation,
-    activation_and_backward, activation_backward, adamw, attend, attend_row, attention,
-    attention_backward, attention_pooled, attention_pooled_backward, contrastive_loss, conv3x3,
-    conv3x3_rows, conv3x3_weight_gradient, dots, gemm, gemm_serial, layer_norm,
-    layer_norm_backward, multiply, multiply_to_rows, top_k,
+    activation_and_backward, activation_backward, adamw, attend, attend_backward, attend_row,
+    attention, attention_backward, attention_pooled, attention_pooled_backward, contrastive_loss,
+    conv3x3, conv3x3_rows, conv3x3_weight_gradient, dots, flipped_taps, gemm, gemm_serial, largest,
+    layer_norm, layer_norm_backward, multiply, multiply_to_rows, resample, top_k,
 };
 
 /// Where the operand lies between two protected pages.
@@ -65,6 +65,14 @@ impl Deref for Guarded {
     fn deref(&self) -> &[f32] {
         // SAFETY: `len` initialised numbers, which live as long as the mapping.
         unsafe { std::slice::from_raw_parts(self.data, self.len) }
+    }
+}
+
+impl Guarded {
+    /// The same memory as samples.
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: every byte is initialised and may hold any value; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.data.cast(), 4 * self.len) }
     }
 }
 
@@ -133,6 +141,10 @@ fn products() {
                         );
                     }
                 }
+                for split in [false, true] {
+                    rows.fill_dense(isa, precision, [m, k], &a, split);
+                }
+                rows.fill(isa, precision, [m, k], |i, row| row.copy_from_slice(&a[i * k..][..k]));
                 for finish in [Finish::Add, Finish::Rectify, Finish::AddRectified] {
                     multiply(&weights, &rows, Some(&bias), finish, &mut c, n, false);
                 }
@@ -155,6 +167,11 @@ fn attentions() {
             attention(isa, shape, &offsets, &qkv, prefix, &mut out);
             attention_backward(isa, shape, &offsets, &qkv, prefix, &out, &mut dqkv);
         }
+        let mut d_prefix = [vec![0.0; 30], vec![0.0; 30]];
+        let prefix = Prefix { keys: &keys, values: &values };
+        let mut scratch = AttentionScratch::new(isa);
+        let (d, s) = (&mut d_prefix, &mut scratch);
+        attend_backward(isa, shape, 1, &qkv, prefix, &out, &mut dqkv, d, s);
         let (mut head, mut scratch) = (make(20 * 5), AttentionScratch::new(isa));
         attend(isa, shape, 1, &qkv, Prefix::default(), &mut head, 5, &mut scratch);
         let (q, kv, mut out) = (make(30), make(400), make(30));
@@ -209,6 +226,7 @@ fn similarities_and_losses() {
             let (a, b) = (make(4 * dim), make(7 * dim));
             assert_eq!(dots(isa, &a, &b, dim).len(), 28);
             assert_eq!(top_k(isa, &a, &b, dim, 3).len(), 4);
+            assert_eq!(largest(&b, 3).len(), 3);
             assert!(contrastive_loss(isa, &a, &b[..4 * dim], &[0, 1, 2, 3], 1.0).value.is_finite());
         }
     });
@@ -240,6 +258,27 @@ fn convolutions() {
             }
             let mut dw = make(9 * inputs * outputs);
             conv3x3_weight_gradient(isa, maps, channels, &x, &y, &mut dw);
+            assert_eq!(flipped_taps(channels, &w).len(), w.len());
+        }
+    });
+}
+
+#[test]
+fn pictures() {
+    use resample::{Axis, Filter};
+    everywhere(|isa, make| {
+        for channels in 1..=4 {
+            for [from, to] in [[[8, 6], [5, 4]], [[3, 4], [8, 9]], [[40, 2], [4, 2]]] {
+                let axes = [Axis::new(from[0], to[0]), Axis::new(from[1], to[1])];
+                let floats = |sides: [usize; 2]| sides[0] * sides[1] * channels / 4;
+                let (mut source, mut out) = (make(floats(from)), make(floats(to)));
+                for filter in [Filter::Bilinear, Filter::Bicubic] {
+                    let scratch = &mut resample::Scratch::default();
+                    let axes = [&axes[0], &axes[1]];
+                    let (source, out) = (&*source.bytes(), out.bytes());
+                    resample::resample(isa, source, channels, axes, filter, scratch, out);
+                }
+            }
         }
     });
 }

@@ -132,3 +132,26 @@ fn pooled_matches_f64() {
         close(&dkv, &slopes(&kv, &dout, |kv| pooled_reference(&q, kv)));
     }
 }
+
+/// A batch is its spans, however many there are.
+#[test]
+fn gradients_of_many_spans_are_those_of_each() {
+    let offsets: Vec<usize> = (0..=40).map(|i| 3 * i).collect();
+    let (x, d) = (f32s(&values(120 * 30)), f32s(&values(120 * 10)));
+    let prefix_values = f32s(&values(40));
+    let prefix = Prefix { keys: &prefix_values[..20], values: &prefix_values[20..] };
+    for isa in Isa::available() {
+        let mut all = vec![0.0; x.len()];
+        let d_prefix = attention_backward(isa, SHAPE, &offsets, &x, prefix, &d, &mut all);
+        let mut sums = vec![0.0; 40];
+        for (i, all) in all.chunks_exact(90).enumerate() {
+            let (x, d, mut one) = (&x[i * 90..][..90], &d[i * 30..][..30], vec![0.0; 90]);
+            let found = attention_backward(isa, SHAPE, &[0, 3], x, prefix, d, &mut one);
+            assert_eq!(all, one, "{isa:?}, span {i}");
+            sums.iter_mut().zip(found.concat()).for_each(|(sum, d)| *sum += f64::from(d));
+        }
+        for (got, want) in d_prefix.concat().iter().zip(sums) {
+            assert!((f64::from(*got) - want).abs() < 1e-4, "{isa:?}: {got} {want}");
+        }
+    }
+}

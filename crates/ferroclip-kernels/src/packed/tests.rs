@@ -2,8 +2,15 @@ use super::*;
 use crate::Activation;
 use crate::gemm::Matrix;
 
+/// From -1 to 1, without a pattern: of a sum of equal products every rounding has one sign.
 fn values(n: usize, seed: usize) -> Vec<f32> {
-    (0..n).map(|i| (((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5) - 1.0).collect()
+    let number = |i: usize| {
+        let mixed = ((i + 1) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ (seed as u64).wrapping_mul(0xd1b5_4a32_d192_ed03);
+        let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        (mixed >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(number).collect()
 }
 
 fn packed(isa: Isa, precision: Precision, [n, k]: [usize; 2], x: &[f32]) -> PackedRows {
@@ -13,7 +20,7 @@ fn packed(isa: Isa, precision: Precision, [n, k]: [usize; 2], x: &[f32]) -> Pack
 }
 
 /// Rows, outputs and inputs: one, edges of tiles and panels, several blocks of k and of rows.
-const SHAPES: [[usize; 3]; 9] = [
+const SHAPES: [[usize; 3]; 10] = [
     [1, 1, 1],
     [3, 5, 7],
     [6, 16, 384],
@@ -23,6 +30,8 @@ const SHAPES: [[usize; 3]; 9] = [
     [150, 96, 40],
     [257, 48, 33],
     [2, 200, 64],
+    // As many blocks of k as an MLP has.
+    [5, 33, 3100],
 ];
 
 fn product(
@@ -66,7 +75,9 @@ fn bf16_rounds_the_operands_only() {
     let round = |x: &f32| half::bf16::from_f32(*x).to_f32();
     for isa in Isa::available() {
         for [m, n, k] in SHAPES {
-            let (x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+            let (mut x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+            // Halfway between two bf16, of which the even one is meant.
+            x[0] = 1.0 + 1.0 / 256.0;
             let got = product(isa, Precision::Bf16, [m, n, k], [&x, &w, &bias], false);
             let (x, w): (Vec<f32>, Vec<f32>) =
                 (x.iter().map(round).collect(), w.iter().map(round).collect());
