@@ -195,6 +195,9 @@ impl<'a> Reference<'a> {
     ) -> Result<Difference, Error> {
         let found: Vec<f32> = batches.flat_map(|rows| elements(unit_rows(rows))).collect();
         let n = found.len() / config.model.embed_dim;
+        if n == 0 {
+            return Err(self.bad("no rows to compare with".to_owned()));
+        }
         if *shape != [n, config.model.embed_dim] {
             let wanted = [n, config.model.embed_dim];
             return Err(self.bad(format!("embeddings of the shape {shape:?}, expected {wanted:?}")));

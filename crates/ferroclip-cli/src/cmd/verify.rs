@@ -18,10 +18,17 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "DIR")]
     against: PathBuf,
     /// Largest difference of an element of a unit embedding that passes
-    #[arg(long, default_value_t = 1e-5, value_name = "D")]
+    #[arg(long, default_value_t = 1e-5, value_name = "D", value_parser = parse_limit)]
     limit: f32,
     #[command(flatten)]
     model: ModelArgs,
+}
+
+fn parse_limit(text: &str) -> std::result::Result<f32, String> {
+    match text.parse() {
+        Ok(limit) if (0.0..f32::INFINITY).contains(&limit) => Ok(limit),
+        _ => Err("expected a number of at least 0".to_owned()),
+    }
 }
 
 pub(crate) fn run(args: &VerifyArgs, common: &Common) -> Result<Done> {

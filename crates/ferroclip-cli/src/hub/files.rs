@@ -10,7 +10,8 @@ use serde_json::Value;
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 const HF_CONFIG: &str = "config.json";
 /// What is taken where the repository has it: the image pipeline, the vocabulary, the licence.
-const OPTIONAL: [&str; 7] = [
+const OPTIONAL: [&str; 8] = [
+    "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

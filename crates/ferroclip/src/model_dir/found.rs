@@ -197,18 +197,20 @@ fn translated(
     checkpoint: &Checkpoint,
     origin: &mut Origin,
 ) -> Result<Config, Error> {
-    let preprocessor = folder.join(hugging_face::PREPROCESSOR_FILE);
-    let of_images = match preprocessor.is_file() {
-        true => Some(read_text(&preprocessor, MAX_CONFIG_BYTES)?),
-        false => {
-            let missing = format!(
-                "the image pipeline: OpenAI's, as there is no `{}`",
-                hugging_face::PREPROCESSOR_FILE
-            );
-            origin.assumptions.push(missing);
-            None
-        }
+    let file = |name: &str| match folder.join(name) {
+        path if path.is_file() => read_text(&path, MAX_CONFIG_BYTES).map(Some),
+        _ => Ok(None),
     };
+    let nested = file(hugging_face::PROCESSOR_FILE)?;
+    let of_images = match nested.as_deref().and_then(hugging_face::image_processor) {
+        Some(section) => Some(section),
+        None => file(hugging_face::PREPROCESSOR_FILE)?,
+    };
+    if of_images.is_none() {
+        let missing = "the image pipeline: transformers' default for this family, as there is no \
+                       `preprocessor_config.json`";
+        origin.assumptions.push(missing.to_owned());
+    }
     let text = read_text(path, MAX_CONFIG_BYTES)?;
     // `CLIPTextModel` and `CLIPVisionModel` end where the others project, and their configs do not tell.
     let projects = checkpoint.shapes().keys().any(|name| name.ends_with("_projection.weight"));

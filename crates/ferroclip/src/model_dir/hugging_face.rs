@@ -12,7 +12,6 @@ use crate::config::{
     ActivationConfig, Approximation, Config, ImagePool, Layers, ModelConfig, NormConfig, Sides,
     TextConfig, TextPool, TextProjection, Towers, VisionConfig,
 };
-use crate::image::{Convention, ImagePipeline};
 
 mod pipeline;
 mod write;
@@ -22,6 +21,8 @@ pub(super) use write::written;
 /// The files of a directory of transformers.
 pub(super) const CONFIG_FILE: &str = "config.json";
 pub(super) const PREPROCESSOR_FILE: &str = "preprocessor_config.json";
+/// What transformers 5 writes; it has the fields of the other one in a section, and comes first where both have them.
+pub(super) const PROCESSOR_FILE: &str = "processor_config.json";
 pub(super) const WEIGHTS_FILE: &str = "model.safetensors";
 /// The epsilon that a config of ours need not name.
 const PLAIN_EPS: f64 = 1e-5;
@@ -64,21 +65,29 @@ struct Tower<'a> {
     known: Vec<&'static str>,
 }
 
-/// Keys that say nothing about the numbers of inference.
+/// Keys that say nothing about the numbers of inference: most are those that transformers gave every config up to 4.x.
 const HARMLESS: &[&str] = &[
     "_name_or_path",
     "add_cross_attention",
     "architectures",
     "attention_dropout",
+    "bad_words_ids",
+    "begin_suppress_tokens",
     "bos_token_id",
     "chunk_size_feed_forward",
     "cross_attention_hidden_size",
+    "decoder_start_token_id",
     "diversity_penalty",
     "do_sample",
     "dropout",
     "dtype",
     "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "eos_token_id",
+    "exponential_decay_length_penalty",
     "finetuning_task",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
     "id2label",
     "initializer_factor",
     "initializer_range",
@@ -90,16 +99,28 @@ const HARMLESS: &[&str] = &[
     "min_length",
     "model_type",
     "no_repeat_ngram_size",
+    "num_beam_groups",
     "num_beams",
+    "num_return_sequences",
     "output_attentions",
     "output_hidden_states",
     "output_scores",
     "pad_token_id",
+    "prefix",
     "problem_type",
     "projection_dim",
+    "pruned_heads",
+    "remove_invalid_values",
+    "repetition_penalty",
     "return_dict",
     "return_dict_in_generate",
+    "sep_token_id",
+    "suppress_tokens",
+    "task_specific_params",
     "temperature",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "tie_word_embeddings",
     "tokenizer_class",
     "top_k",
     "top_p",
@@ -108,6 +129,7 @@ const HARMLESS: &[&str] = &[
     "transformers_version",
     "typical_p",
     "use_bfloat16",
+    "use_cache",
 ];
 
 impl<'a> Tower<'a> {
@@ -172,6 +194,12 @@ impl<'a> Tower<'a> {
     }
 }
 
+/// The section of an image processor in a `processor_config.json`, where it has one.
+pub(super) fn image_processor(text: &str) -> Option<String> {
+    let file: Value = serde_json::from_str(text).ok()?;
+    file.get("image_processor").filter(|section| section.is_object()).map(Value::to_string)
+}
+
 fn is_harmless(key: &str) -> bool {
     HARMLESS.contains(&key)
 }
@@ -193,13 +221,13 @@ pub(super) fn translate(
     let mut ignored = Vec::new();
     let model_config = model_config(&model, projects, &mut ignored)?;
     let size = model_config.vision_cfg.image_size.each();
-    let preprocess = match preprocessor.filter(|_| model_config.towers.has_image()) {
-        Some(text) => pipeline::translated(&object(text)?, size, &mut ignored)
-            .map_err(|reason| format!("`preprocessor_config.json`: {reason}"))?,
-        None => {
-            ImagePipeline { size, convention: Convention::HuggingFace, ..ImagePipeline::default() }
-        }
+    let is_siglip = model_config.init_logit_bias.is_some();
+    let fields = match preprocessor.filter(|_| model_config.towers.has_image()) {
+        Some(text) => object(text)?,
+        None => Map::new(),
     };
+    let preprocess = pipeline::translated(&fields, size, is_siglip, &mut ignored)
+        .map_err(|reason| format!("the image processor: {reason}"))?;
     Ok((Config::new(model_config, preprocess)?, ignored))
 }
 

@@ -15,11 +15,12 @@ use crate::files::read_text;
 const OPEN_CLIP_WEIGHTS: [&str; 2] = [WEIGHTS_FILE, "open_clip_pytorch_model.bin"];
 const HF_WEIGHTS: [&str; 2] = [hugging_face::WEIGHTS_FILE, "pytorch_model.bin"];
 /// Files that may lie beside config and weights.
-const BESIDE: [&str; 4] = [
+const BESIDE: [&str; 5] = [
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
     tokenizer::MERGES_FILE,
     hugging_face::PREPROCESSOR_FILE,
+    hugging_face::PROCESSOR_FILE,
 ];
 /// What stands behind the name of the list of files that weights were cut into.
 const INDEX: &str = ".index.json";

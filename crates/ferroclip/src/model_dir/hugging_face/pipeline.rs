@@ -1,13 +1,15 @@
-//! The image pipeline of transformers: `preprocessor_config.json`.
+//! The image pipeline of transformers: `preprocessor_config.json`, or a section of `processor_config.json`.
 
 use serde_json::{Map, Value, json};
 
 use crate::image::{Convention, ImagePipeline, Interpolation, ResizeMode};
 
-/// The image pipeline of `CLIPImageProcessor`.
+/// The image pipeline of `CLIPImageProcessor`, or of `SiglipImageProcessor`, which has other defaults; a model's
+/// `is_siglip` decides where the fields do not say.
 pub(super) fn translated(
     fields: &Map<String, Value>,
     size: [usize; 2],
+    is_siglip: bool,
     ignored: &mut Vec<String>,
 ) -> Result<ImagePipeline, String> {
     let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(true);
@@ -20,7 +22,10 @@ pub(super) fn translated(
     if (factor * 255.0 - 1.0).abs() > 1e-6 {
         return Err(format!("`rescale_factor`: {factor}, expected 1/255"));
     }
+    let class = fields.get("image_processor_type").and_then(Value::as_str);
+    let is_siglip = class.map_or(is_siglip, |class| class.starts_with("Siglip"));
     let resize_mode = match fields.get("size") {
+        None if is_siglip => ResizeMode::Squash,
         None => ResizeMode::Shortest,
         Some(value) => resize_mode(value, size)?,
     };
@@ -38,6 +43,10 @@ pub(super) fn translated(
         _ => return Err(format!("`resample`: {}, expected 2 or 3", fields["resample"])),
     };
     let usual = ImagePipeline::default();
+    let [usual_mean, usual_std] = match is_siglip {
+        true => [[0.5; 3]; 2],
+        false => [usual.mean, usual.std],
+    };
     let known = [
         "do_resize",
         "do_rescale",
@@ -55,8 +64,8 @@ pub(super) fn translated(
     ignored.extend(left.map(|key| format!("preprocessor_config.{key}")));
     let pipeline = ImagePipeline {
         size,
-        mean: numbers(fields, "image_mean")?.unwrap_or(usual.mean),
-        std: numbers(fields, "image_std")?.unwrap_or(usual.std),
+        mean: numbers(fields, "image_mean")?.unwrap_or(usual_mean),
+        std: numbers(fields, "image_std")?.unwrap_or(usual_std),
         interpolation,
         resize_mode,
         convention: Convention::HuggingFace,

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::image::{Interpolation, ResizeMode};
+use crate::image::{Convention, Interpolation, ResizeMode};
 
 /// What OpenAI's models carry on the hub, in short.
 fn usual() -> Value {
@@ -145,4 +145,49 @@ fn a_model_of_one_tower_ends_as_its_weights_tell() {
     let shapes = config.model.parameter_shapes();
     assert_eq!((config.model.towers, config.model.embed_dim), (Towers::Image, 64));
     assert!(shapes.keys().all(|name| name.starts_with("visual.") && name != "visual.proj"));
+}
+
+/// What transformers 4.16 gave every section, as in the files of OpenAI's models on the hub.
+#[test]
+fn generic_keys_of_old_files_change_nothing() {
+    let generic = json!({
+        "bad_words_ids": null, "decoder_start_token_id": null, "encoder_no_repeat_ngram_size": 0, "eos_token_id": null,
+        "forced_bos_token_id": null, "forced_eos_token_id": null, "num_beam_groups": 1, "num_return_sequences": 1,
+        "prefix": null, "pruned_heads": {}, "remove_invalid_values": false, "repetition_penalty": 1.0,
+        "sep_token_id": null, "task_specific_params": null, "tie_encoder_decoder": false, "tie_word_embeddings": true,
+    });
+    let mut model = usual();
+    for (key, value) in generic.as_object().expect("an object") {
+        for section in ["text_config", "vision_config"] {
+            model[section].as_object_mut().expect("a section").entry(key).or_insert(value.clone());
+        }
+    }
+    let (config, ignored) = read(&model).expect("understood");
+    assert_eq!(config, read(&usual()).expect("understood").0);
+    assert!(ignored.contains(&"vision_config.pruned_heads".to_owned()));
+}
+
+/// `SiglipImageProcessor` has other defaults than `CLIPImageProcessor`, and its class is asked before the model's family.
+#[test]
+fn image_processors_have_the_defaults_of_their_class() {
+    let siglip = json!({"model_type": "siglip", "text_config": {}, "vision_config": {}});
+    for fields in [None, Some("{}"), Some(r#"{"size": {"height": 224, "width": 224}}"#)] {
+        let (config, _) = translate(&siglip.to_string(), fields, true).expect("understood");
+        assert_eq!([config.preprocess.mean, config.preprocess.std], [[0.5; 3]; 2]);
+        assert_eq!(config.preprocess.resize_mode, ResizeMode::Squash);
+    }
+    let other = r#"{"image_processor_type": "SiglipImageProcessor"}"#;
+    let (config, _) = translate(&usual().to_string(), Some(other), true).expect("understood");
+    assert_eq!(config.preprocess.mean, [0.5; 3]);
+    let (config, _) = read(&usual()).expect("understood");
+    assert_ne!(config.preprocess.mean, [0.5; 3]);
+}
+
+#[test]
+fn processors_hold_the_image_processor_in_a_section() {
+    let nested = r#"{"image_processor": {"resample": 2}, "processor_class": "CLIPProcessor"}"#;
+    assert_eq!(image_processor(nested).as_deref(), Some(r#"{"resample":2}"#));
+    for without in ["{}", "[]", "no JSON", r#"{"image_processor": 1}"#] {
+        assert_eq!(image_processor(without), None);
+    }
 }
