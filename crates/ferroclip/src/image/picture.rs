@@ -177,23 +177,11 @@ impl Picture {
 
     /// PIL's `convert("RGB")` of samples in this picture's format.
     pub(super) fn to_rgb(&self, samples: &[u8]) -> Vec<u8> {
-        match self.mode {
-            Mode::Rgb => samples.to_vec(),
-            Mode::Bilevel => {
-                samples.iter().flat_map(|&v| [if v == 0 { 0 } else { 255 }; 3]).collect()
-            }
-            Mode::L => samples.iter().flat_map(|&v| [v; 3]).collect(),
-            Mode::La => samples.chunks_exact(2).flat_map(|p| [p[0]; 3]).collect(),
-            Mode::Rgba => samples.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
-            Mode::Palette => samples
-                .iter()
-                .flat_map(|&v| {
-                    let [r, g, b, _] = self.palette[usize::from(v)];
-                    [r, g, b]
-                })
-                .collect(),
-            Mode::Cmyk => samples.chunks_exact(4).flat_map(cmyk_to_rgb).collect(),
+        if self.mode == Mode::Rgb {
+            return samples.to_vec();
         }
+        let samples = samples.chunks_exact(self.mode.channels());
+        decode::gather(samples.len(), samples.map(|p| self.rgba(p)).map(|[r, g, b, _]| [r, g, b]))
     }
 
     /// The picture with the colours that lie hidden behind its transparent parts, as PIL's
@@ -230,13 +218,10 @@ impl Picture {
     /// The picture with all its transparency as an alpha channel.
     pub(super) fn to_rgba(&self) -> Picture {
         let samples = self.pixels.chunks_exact(self.mode.channels());
+        let pixels = decode::gather(samples.len(), samples.map(|p| self.rgba(p)));
         Picture {
             orientation: self.orientation,
-            ..Picture::from_rgba8(
-                self.width,
-                self.height,
-                samples.flat_map(|p| self.rgba(p)).collect(),
-            )
+            ..Picture::from_rgba8(self.width, self.height, pixels)
         }
     }
 

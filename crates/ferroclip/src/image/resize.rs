@@ -59,11 +59,7 @@ pub(super) fn resize_samples(
     };
     match picture.mode() {
         Mode::La | Mode::Rgba => {
-            let pixels = match picture {
-                Cow::Owned(picture) => picture.into_pixels(),
-                Cow::Borrowed(picture) => picture.pixels().to_vec(),
-            };
-            run(&premultiplied(pixels, channels));
+            run(&premultiplied(picture.into_owned().into_pixels(), channels));
             unmultiply(&mut out, channels);
         }
         _ => run(picture.pixels()),

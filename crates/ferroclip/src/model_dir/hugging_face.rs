@@ -227,7 +227,7 @@ pub(super) fn translate(
         None => Map::new(),
     };
     let preprocess = pipeline::translated(&fields, size, is_siglip, &mut ignored)
-        .map_err(|reason| format!("the image processor: {reason}"))?;
+        .map_err(|reason| format!("`{PREPROCESSOR_FILE}` or `{PROCESSOR_FILE}`: {reason}"))?;
     Ok((Config::new(model_config, preprocess)?, ignored))
 }
 
