@@ -121,6 +121,10 @@ pub(crate) struct TemplateArgs {
 }
 
 impl TemplateArgs {
+    pub(crate) fn is_given(&self) -> bool {
+        !self.template.is_empty() || self.templates.is_some()
+    }
+
     /// The templates asked for, or `default`.
     pub(crate) fn read(&self, default: &[String]) -> Result<Vec<String>> {
         let mut templates = self.template.clone();

@@ -104,6 +104,26 @@ impl ComputeArgs {
     }
 }
 
+/// How often inputs will pass a half of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Nothing,
+    /// One batch passes: the tower need not be kept.
+    Once,
+    Often,
+}
+
+impl Need {
+    /// Of this many batches.
+    pub(crate) fn of_batches(n: usize) -> Need {
+        match n {
+            0 => Need::Nothing,
+            1 => Need::Once,
+            _ => Need::Often,
+        }
+    }
+}
+
 /// The halves of a model that a command needs; only their tensors were read.
 pub(crate) struct Encoders {
     image: Option<ImageEncoder>,
@@ -189,8 +209,8 @@ impl ModelArgs {
     }
 
     /// Sets up the computation and opens the model.
-    pub(crate) fn open(&self, common: &Common) -> Result<Clip> {
-        let (path, options) = (self.set_up(common)?, self.options());
+    pub(crate) fn open(&self, need: Need, common: &Common) -> Result<Clip> {
+        let (path, options) = (self.set_up(common)?, self.options_for(need));
         Ok(match path {
             None => Clip::builtin_with(options)?,
             Some(path) => Clip::open_with(path, options)?,
@@ -203,7 +223,12 @@ impl ModelArgs {
             precision: self.compute.precision.precision(),
             image_size: self.image_size,
             context_length: self.context_length,
+            streamed: false,
         }
+    }
+
+    fn options_for(&self, need: Need) -> OpenOptions {
+        OpenOptions { streamed: need == Need::Once, ..self.options() }
     }
 
     /// Sets up the computation; the path of a model that is not the built-in one.
@@ -225,30 +250,33 @@ impl ModelArgs {
     /// Sets up the computation and opens the towers asked for.
     pub(crate) fn open_encoders(
         &self,
-        image: bool,
-        text: bool,
+        image: Need,
+        text: Need,
         common: &Common,
     ) -> Result<Encoders> {
-        let (path, options) = (self.set_up(common)?, self.options());
+        let path = self.set_up(common)?;
         let path = path.as_deref();
+        let idle = |need: Need| need == Need::Nothing;
         let sizes = [
-            ("--image-size", self.image_size.is_some() && !image, "picture"),
-            ("--context-length", self.context_length.is_some() && !text, "text"),
+            ("--image-size", self.image_size.is_some() && idle(image), "picture"),
+            ("--context-length", self.context_length.is_some() && idle(text), "text"),
         ];
         for (option, _, what) in sizes.into_iter().filter(|(_, is_idle, _)| *is_idle) {
             note(common, &format!("`{option}` changes nothing: no {what} goes through the model"));
         }
         let open_image = || match path {
-            None => ImageEncoder::builtin_with(options),
-            Some(path) => ImageEncoder::open_with(path, options),
+            None => ImageEncoder::builtin_with(self.options_for(image)),
+            Some(path) => ImageEncoder::open_with(path, self.options_for(image)),
         };
         let open_text = || match path {
-            None => TextEncoder::builtin_with(options),
-            Some(path) => TextEncoder::open_with(path, options),
+            None => TextEncoder::builtin_with(self.options_for(text)),
+            Some(path) => TextEncoder::open_with(path, self.options_for(text)),
         };
         // Reading and packing keep one core busy each.
-        let (image, text) =
-            rayon::join(|| image.then(open_image).transpose(), || text.then(open_text).transpose());
+        let (image, text) = rayon::join(
+            || (!idle(image)).then(open_image).transpose(),
+            || (!idle(text)).then(open_text).transpose(),
+        );
         Ok(Encoders { image: image?, text: text? })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ferroclip_ops::Precision;
 
 use crate::builtin;
-use crate::checkpoint::TensorReader;
+use crate::checkpoint::{Supply, TensorReader};
 use crate::config::{Config, Towers};
 use crate::embed_options::EmbedOptions;
 use crate::embeddings::Embeddings;
@@ -58,7 +58,7 @@ impl Clip {
         found.needs(Towers::Both, path.as_ref())?;
         let tokenizer = found.tokenizer()?;
         let model_dir::Found { config, tensors, origin, .. } = found;
-        let mut clip = Clip::read(config, tokenizer, tensors, options.precision)?;
+        let mut clip = Clip::read(config, tokenizer, tensors, options)?;
         clip.image.set_origin(origin);
         Ok(clip)
     }
@@ -78,7 +78,7 @@ impl Clip {
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<Clip, Error> {
         let options = options.into();
         let (config, tensors, origin) = builtin::open_with(&options)?;
-        let mut clip = Clip::read(config, builtin::tokenizer()?, tensors, options.precision)?;
+        let mut clip = Clip::read(config, builtin::tokenizer()?, tensors, options)?;
         clip.image.set_origin(origin);
         Ok(clip)
     }
@@ -108,7 +108,7 @@ impl Clip {
         config: Config,
         tokenizer: Tokenizer,
         mut tensors: TensorReader,
-        precision: Precision,
+        options: OpenOptions,
     ) -> Result<Clip, Error> {
         let config = Arc::new(config);
         let logit_scale = tensors.read("logit_scale")?.data[0];
@@ -116,8 +116,9 @@ impl Clip {
             Some(_) => Some(tensors.read("logit_bias")?.data[0]),
             None => None,
         };
-        let text = TextEncoder::read(Arc::clone(&config), tokenizer, &mut tensors, precision)?;
-        let image = ImageEncoder::read(config, &mut tensors, precision)?;
+        let mut supply = Supply::new(tensors, &config.model, options);
+        let text = TextEncoder::read(Arc::clone(&config), tokenizer, &mut supply)?;
+        let image = ImageEncoder::read(config, &mut supply)?;
         Ok(Clip { image, text, logit_scale, logit_bias })
     }
 
@@ -210,7 +211,7 @@ impl Clip {
     /// As [`TextEncoder::embed_texts`].
     ///
     /// # Errors
-    /// None; the type leaves room for devices that can fail.
+    /// As [`TextEncoder::embed_texts_with`].
     pub fn embed_texts<T: AsRef<str>>(&self, texts: &[T]) -> Result<Embeddings, Error> {
         self.text.embed_texts(texts)
     }

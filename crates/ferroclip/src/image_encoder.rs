@@ -10,7 +10,7 @@ use ferroclip_ops::Precision;
 use rayon::prelude::*;
 
 use crate::builtin;
-use crate::checkpoint::TensorReader;
+use crate::checkpoint::Supply;
 use crate::config::{Config, Towers};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
@@ -19,7 +19,7 @@ use crate::image::{ImageError, Picture};
 use crate::model_dir::{self, Origin};
 use crate::open_options::OpenOptions;
 use crate::param::Weights;
-use crate::towers::ImageTower;
+use crate::towers::{ImageTower, Stream};
 
 /// One half of a [`Clip`](crate::Clip): pictures to embeddings. Opened alone, it reads neither the
 /// text tower nor the vocabulary. `Send + Sync`.
@@ -27,6 +27,8 @@ pub struct ImageEncoder {
     config: Arc<Config>,
     tower: ImageTower,
     origin: Origin,
+    /// Where the tower reads its blocks, if it does not keep them.
+    stream: Option<Stream>,
 }
 
 /// Where a picture comes from.
@@ -84,8 +86,9 @@ impl ImageEncoder {
         let options = options.into();
         let found = model_dir::open_with(path.as_ref(), &options)?;
         found.needs(Towers::Image, path.as_ref())?;
-        let model_dir::Found { config, mut tensors, origin, .. } = found;
-        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)?;
+        let model_dir::Found { config, tensors, origin, .. } = found;
+        let mut supply = Supply::new(tensors, &config.model, options);
+        let encoder = ImageEncoder::read(Arc::new(config), &mut supply)?;
         Ok(ImageEncoder { origin, ..encoder })
     }
 
@@ -103,26 +106,23 @@ impl ImageEncoder {
     /// When the model cannot have the sizes asked for.
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<ImageEncoder, Error> {
         let options = options.into();
-        let (config, mut tensors, origin) = builtin::open_with(&options)?;
-        let encoder = ImageEncoder::read(Arc::new(config), &mut tensors, options.precision)?;
+        let (config, tensors, origin) = builtin::open_with(&options)?;
+        let mut supply = Supply::new(tensors, &config.model, options);
+        let encoder = ImageEncoder::read(Arc::new(config), &mut supply)?;
         Ok(ImageEncoder { origin, ..encoder })
     }
 
     /// The encoder of these tensors, of which only the image tower's are read.
-    pub(crate) fn read(
-        config: Arc<Config>,
-        tensors: &mut TensorReader,
-        precision: Precision,
-    ) -> Result<ImageEncoder, Error> {
+    pub(crate) fn read(config: Arc<Config>, supply: &mut Supply) -> Result<ImageEncoder, Error> {
         let model = &config.model;
-        let tower = tensors.build(model, precision, |source| ImageTower::build(model, source))?;
-        Ok(ImageEncoder { config, tower, origin: Origin::default() })
+        let tower = supply.build(model, |source| ImageTower::build(model, source))?;
+        Ok(ImageEncoder { config, tower, origin: Origin::default(), stream: supply.stream() })
     }
 
     /// The encoder of checked weights.
     pub(crate) fn new(config: Arc<Config>, weights: Weights, precision: Precision) -> ImageEncoder {
         let tower = ImageTower::packed(&config.model, weights, precision);
-        ImageEncoder { config, tower, origin: Origin::default() }
+        ImageEncoder { config, tower, origin: Origin::default(), stream: None }
     }
 
     /// Architecture and image pipeline.
@@ -212,7 +212,8 @@ impl ImageEncoder {
     /// Embeddings of those pictures that can be read, and what is wrong with the others.
     ///
     /// # Errors
-    /// When the caller raised the stop flag, or the model gives numbers that are not finite.
+    /// When the caller raised the stop flag, the model gives numbers that are not finite, or a tower that is
+    /// [streamed](OpenOptions::streamed) can no longer be read.
     pub fn embed_images_with(
         &self,
         images: &[ImageSource<'_>],
@@ -252,11 +253,13 @@ impl ImageEncoder {
         if n == 0 {
             return Ok(Vec::new());
         }
-        options.finish(match options.features {
+        let rows = match options.features {
             Features::Embedding => self.tower.forward(&batch.pixels, n),
             Features::Pooled => self.tower.pooled(&batch.pixels, n),
             Features::Patches => self.tower.patches(&batch.pixels, n),
-        })
+        };
+        self.stream.as_ref().map_or(Ok(()), Stream::check)?;
+        options.finish(rows)
     }
 
     /// Decodes pictures, of which the first is number `first` of the input, on all cores.

@@ -17,6 +17,10 @@ pub struct OpenOptions {
     /// Positions of texts; the text tower's own where none are given. The table of positions is interpolated, as
     /// open_clip does it with `force_context_length`: every position gets another embedding, not only those that come to it.
     pub context_length: Option<usize>,
+    /// Do not keep the blocks of the towers, nor the table of tokens: read them anew whenever inputs pass them. For a
+    /// single batch, which then neither waits for memory nor takes it, or for a model that is larger than memory. The
+    /// files are looked at again with each batch. Of a ResNet all is kept.
+    pub streamed: bool,
 }
 
 impl From<Precision> for OpenOptions {

@@ -13,7 +13,7 @@ use ferroclip_ops::Precision;
 
 use crate::config::ModelConfig;
 use crate::error::{Differences, Error};
-use crate::towers::{Loader, Source};
+use crate::towers::{Elements, Loader, Source};
 
 /// A tensor as a checkpoint holds it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,14 +121,6 @@ impl Weights {
         differences(&config.parameter_shapes(), found)
     }
 
-    /// Name and value of the first element that no model can have: NaN, infinite, a variance below
-    /// zero, or a `logit_scale` whose exponential is infinite.
-    pub fn first_impossible(&self) -> Option<(&str, f32)> {
-        let mut tensors = self.0.iter();
-        tensors
-            .find_map(|(name, tensor)| Some((name.as_str(), first_impossible(name, &tensor.data)?)))
-    }
-
     /// What `new` builds of these weights for inference, each of which is dropped once it is packed.
     pub(crate) fn build<T>(
         mut self,
@@ -136,11 +128,23 @@ impl Weights {
         precision: Precision,
         new: impl FnOnce(&dyn Source) -> T,
     ) -> Result<T, Error> {
-        let mut read = |name: &str, each: &mut dyn FnMut(&[f32])| {
-            each(&self.remove(name).unwrap_or_default().data);
-            Ok(())
-        };
-        Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
+        Loader::new(&config.parameter_shapes(), precision, &mut self, None).build(new)
+    }
+
+    /// Name and value of the first element that no model can have: NaN, infinite, a variance below
+    /// zero, or a `logit_scale` whose exponential is infinite.
+    pub fn first_impossible(&self) -> Option<(&str, f32)> {
+        let mut tensors = self.0.iter();
+        tensors
+            .find_map(|(name, tensor)| Some((name.as_str(), first_impossible(name, &tensor.data)?)))
+    }
+}
+
+impl Elements for Weights {
+    /// Each tensor is dropped behind it.
+    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
+        each(&self.remove(name).unwrap_or_default().data);
+        Ok(())
     }
 }
 

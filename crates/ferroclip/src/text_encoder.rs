@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ferroclip_ops::Precision;
 
 use crate::builtin;
-use crate::checkpoint::TensorReader;
+use crate::checkpoint::Supply;
 use crate::config::{Config, Towers};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
@@ -16,7 +16,7 @@ use crate::model_dir::{self, Origin};
 use crate::open_options::OpenOptions;
 use crate::param::Weights;
 use crate::tokenizer::{Tokenizer, Tokens};
-use crate::towers::TextTower;
+use crate::towers::{Stream, TextTower};
 
 /// One half of a [`Clip`](crate::Clip): texts to embeddings. Opened alone, it does not read the
 /// image tower. `Send + Sync`.
@@ -25,6 +25,8 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     tower: TextTower,
     origin: Origin,
+    /// Where the tower reads its blocks, if it does not keep them.
+    stream: Option<Stream>,
 }
 
 impl TextEncoder {
@@ -46,11 +48,13 @@ impl TextEncoder {
         options: impl Into<OpenOptions>,
     ) -> Result<TextEncoder, Error> {
         let options = options.into();
-        let mut found = model_dir::open_with(path.as_ref(), &options)?;
+        let found = model_dir::open_with(path.as_ref(), &options)?;
         found.needs(Towers::Text, path.as_ref())?;
-        let (tokenizer, config) = (found.tokenizer()?, Arc::new(found.config));
-        let encoder = TextEncoder::read(config, tokenizer, &mut found.tensors, options.precision)?;
-        Ok(TextEncoder { origin: found.origin, ..encoder })
+        let tokenizer = found.tokenizer()?;
+        let model_dir::Found { config, tensors, origin, .. } = found;
+        let mut supply = Supply::new(tensors, &config.model, options);
+        let encoder = TextEncoder::read(Arc::new(config), tokenizer, &mut supply)?;
+        Ok(TextEncoder { origin, ..encoder })
     }
 
     /// The text tower of the model inside the library, `draw-mini`.
@@ -67,9 +71,9 @@ impl TextEncoder {
     /// When the model cannot have the sizes asked for.
     pub fn builtin_with(options: impl Into<OpenOptions>) -> Result<TextEncoder, Error> {
         let options = options.into();
-        let (config, mut tensors, origin) = builtin::open_with(&options)?;
-        let (config, tokenizer) = (Arc::new(config), builtin::tokenizer()?);
-        let encoder = TextEncoder::read(config, tokenizer, &mut tensors, options.precision)?;
+        let (config, tensors, origin) = builtin::open_with(&options)?;
+        let mut supply = Supply::new(tensors, &config.model, options);
+        let encoder = TextEncoder::read(Arc::new(config), builtin::tokenizer()?, &mut supply)?;
         Ok(TextEncoder { origin, ..encoder })
     }
 
@@ -77,13 +81,13 @@ impl TextEncoder {
     pub(crate) fn read(
         config: Arc<Config>,
         tokenizer: Tokenizer,
-        tensors: &mut TensorReader,
-        precision: Precision,
+        supply: &mut Supply,
     ) -> Result<TextEncoder, Error> {
         check_vocabulary(&config, &tokenizer)?;
         let model = &config.model;
-        let tower = tensors.build(model, precision, |source| TextTower::build(model, source))?;
-        Ok(TextEncoder { config, tokenizer, tower, origin: Origin::default() })
+        let tower = supply.build(model, |source| TextTower::build(model, source))?;
+        let (origin, stream) = (Origin::default(), supply.stream());
+        Ok(TextEncoder { config, tokenizer, tower, origin, stream })
     }
 
     /// The encoder of checked weights.
@@ -95,7 +99,7 @@ impl TextEncoder {
     ) -> Result<TextEncoder, Error> {
         check_vocabulary(&config, &tokenizer)?;
         let tower = TextTower::packed(&config.model, weights, precision);
-        Ok(TextEncoder { config, tokenizer, tower, origin: Origin::default() })
+        Ok(TextEncoder { config, tokenizer, tower, origin: Origin::default(), stream: None })
     }
 
     /// Architecture and image pipeline.
@@ -136,7 +140,7 @@ impl TextEncoder {
     /// [`Embeddings::truncated`].
     ///
     /// # Errors
-    /// None; the type leaves room for devices that can fail.
+    /// As [`TextEncoder::embed_texts_with`].
     pub fn embed_texts<T: AsRef<str>>(&self, texts: &[T]) -> Result<Embeddings, Error> {
         self.embed_texts_with(texts, &EmbedOptions::default())
     }
@@ -144,7 +148,8 @@ impl TextEncoder {
     /// Embeddings of texts.
     ///
     /// # Errors
-    /// When the caller raised the stop flag, or asks for patches.
+    /// When the caller raised the stop flag, or asks for patches, the model gives numbers that are not finite, or a
+    /// tower that is [streamed](OpenOptions::streamed) can no longer be read.
     pub fn embed_texts_with<T: AsRef<str>>(
         &self,
         texts: &[T],
@@ -168,6 +173,7 @@ impl TextEncoder {
                 Features::Pooled => self.tower.pooled(&ids),
                 _ => self.tower.forward(&ids),
             };
+            self.stream.as_ref().map_or(Ok(()), Stream::check)?;
             out.append(&options.finish(x)?);
             options.report(first + texts.len());
         }

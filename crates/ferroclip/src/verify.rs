@@ -6,13 +6,14 @@ use burn::prelude::*;
 use ferroclip_ops::unit_rows;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::checkpoint::Supply;
 use crate::config::{Config, Towers};
 use crate::error::Error;
 use crate::files::read_bytes;
 use crate::model_dir;
 use crate::open_options::OpenOptions;
 use crate::param::elements;
-use crate::towers::{ImageTower, Source, TextTower};
+use crate::towers::{ImageTower, TextTower};
 
 /// The file of a reference in its directory.
 const FILE: &str = "inputs_outputs.safetensors";
@@ -64,33 +65,40 @@ pub fn verify(
     };
     let bytes = read_bytes(&path, MAX_BYTES)?;
     let reference = Reference::new(&bytes, path)?;
-    let path = model;
-    let mut found = model_dir::open_with(model, &options)?;
-    let config = found.config.clone();
-    let model = &config.model;
-    let image = match reference.expected("images", "image_unit")? {
+    let found = model_dir::open_with(model, &options)?;
+    let images = reference.expected("images", "image_unit")?;
+    let texts = reference.expected("ids", "text_unit")?;
+    for (_, tower) in [(images.is_some(), Towers::Image), (texts.is_some(), Towers::Text)]
+        .into_iter()
+        .filter(|(is_wanted, _)| *is_wanted)
+    {
+        found.needs(tower, model)?;
+    }
+    let config = found.config;
+    let (mut supply, model) = (Supply::new(found.tensors, &config.model, options), &config.model);
+    let image = match images {
         None => None,
         Some(expected) => {
-            found.needs(Towers::Image, path)?;
             let images = reference.images(&config)?;
-            let build = |source: &dyn Source| ImageTower::build(model, source);
-            let tower = found.tensors.build(model, options.precision, build)?;
+            let tower = supply.build(model, |source| ImageTower::build(model, source))?;
             let length = model.vision_cfg.image_len();
             let forward = |pixels: &[f32]| tower.forward(pixels, pixels.len() / length);
             let batches = images.chunks(BATCH * length).map(forward);
-            Some(reference.compare(batches, &expected, &config)?)
+            let difference = reference.compare(batches, &expected, &config);
+            supply.check()?;
+            Some(difference?)
         }
     };
-    let text = match reference.expected("ids", "text_unit")? {
+    let text = match texts {
         None => None,
         Some(expected) => {
-            found.needs(Towers::Text, path)?;
             let (length, ids) = reference.ids(&config)?;
-            let build = |source: &dyn Source| TextTower::build(model, source);
-            let tower = found.tensors.build(model, options.precision, build)?;
+            let tower = supply.build(model, |source| TextTower::build(model, source))?;
             let texts = |ids: &[u32]| ids.chunks(length).map(<[u32]>::to_vec).collect::<Vec<_>>();
             let batches = ids.chunks(BATCH * length).map(|ids| tower.forward(&texts(ids)));
-            Some(reference.compare(batches, &expected, &config)?)
+            let difference = reference.compare(batches, &expected, &config);
+            supply.check()?;
+            Some(difference?)
         }
     };
     match image.is_none() && text.is_none() {

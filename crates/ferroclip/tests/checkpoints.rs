@@ -1,10 +1,11 @@
 //! Checkpoints of other programs: `fixtures/checkpoints` holds small models that OpenAI's code, open_clip and transformers wrote,
 //! and the unit embeddings that each computed from its own files.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use ferroclip::{
-    Error, ImageEncoder, ModelFiles, OpenOptions, Precision, Program, convert, verify,
+    Error, ImageEncoder, ModelFiles, OpenOptions, Picture, Precision, Program, convert, verify,
 };
 use tempfile::TempDir;
 
@@ -52,6 +53,40 @@ fn every_dialect_gives_its_programs_numbers() {
             true => assert!(worst > 1e-3, "{name}: the activation makes no difference"),
         }
     }
+}
+
+#[test]
+fn towers_that_are_streamed_give_the_same_numbers() {
+    for (name, file) in CASES {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let [kept, streamed] = [false, true].map(|streamed| {
+                let options = OpenOptions { precision, streamed, ..OpenOptions::default() };
+                let found = verify(&model(name, file), &folder(name), options).expect(name);
+                (found.image.expect("images").largest, found.text.expect("texts").largest)
+            });
+            assert_eq!(kept, streamed, "{name} {precision:?}");
+        }
+    }
+}
+
+/// What is left of the file ends within the last blocks of the tower.
+#[test]
+fn a_file_that_is_cut_before_a_streamed_pass_is_an_error() {
+    let work = TempDir::new().expect("a folder");
+    for each in folder("siglip").read_dir().expect("a folder").flatten() {
+        fs::copy(each.path(), work.path().join(each.file_name())).expect("copied");
+    }
+    let streamed = OpenOptions { streamed: true, ..OpenOptions::default() };
+    let encoder = ImageEncoder::open_with(work.path(), streamed).expect("whole");
+    let picture = Picture::from_rgb8(2, 2, vec![90; 12]);
+    let before = encoder.embed_images([&picture]).expect("whole");
+    let again = encoder.embed_images([&picture]).expect("whole");
+    assert_eq!(before, again);
+    let weights = work.path().join("open_clip_model.safetensors");
+    let file = fs::OpenOptions::new().write(true).open(weights).expect("opened");
+    file.set_len(file.metadata().expect("a file").len() / 2).expect("cut");
+    let shown = encoder.embed_images([&picture]).expect_err("it is cut").to_string();
+    assert!(shown.contains("it was cut while it was read"), "{shown}");
 }
 
 #[test]

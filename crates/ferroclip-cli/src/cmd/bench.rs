@@ -15,7 +15,7 @@ use self::inputs::{random_pixels, text_batches};
 use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::interrupt;
-use crate::model::{Encoders, ModelArgs, PrecisionArg};
+use crate::model::{Encoders, ModelArgs, Need, PrecisionArg};
 use crate::output;
 
 /// How long each measurement runs at least.
@@ -72,7 +72,10 @@ pub(crate) fn run(args: &BenchArgs, common: &Common) -> Result<Done> {
     let image = args.what.iter().any(|what| matches!(what, What::Image));
     let text = args.what.iter().any(|what| matches!(what, What::Text));
     let encoders = match image || text {
-        true => Some(args.model.open_encoders(image, text, common)?),
+        true => {
+            let need = |is_wanted: bool| if is_wanted { Need::Often } else { Need::Nothing };
+            Some(args.model.open_encoders(need(image), need(text), common)?)
+        }
         false => {
             args.model.compute.set_up()?;
             None

@@ -10,7 +10,7 @@ use crate::classes::ClassArgs;
 use crate::common::Common;
 use crate::error::{Done, Result, one_line};
 use crate::inputs::{self, Failure, LabelArgs, PictureArgs, Pictures, TemplateArgs};
-use crate::model::ModelArgs;
+use crate::model::{ModelArgs, Need};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -53,11 +53,14 @@ struct Answer<'a> {
 pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
     // Whatever is wrong with the texts is said before the model is opened.
     let labels = args.labels.read(common)?;
-    if !args.templates.template.is_empty() || args.templates.templates.is_some() {
-        args.templates.read(&[])?;
-    }
-    let clip = args.model.open(common)?;
-    let templates = args.templates.read(&clip.config().templates)?;
+    let given = args.templates.is_given().then(|| args.templates.read(&[])).transpose()?;
+    let pictures = Pictures::list(&args.images);
+    let options = args.pictures.options();
+    // A model's own templates are one, mostly.
+    let n_texts = labels.len() * given.as_ref().map_or(1, Vec::len);
+    let most = pictures.names.len().max(n_texts);
+    let clip = args.model.open(Need::of_batches(most.div_ceil(options.batch_size)), common)?;
+    let templates = given.map_or_else(|| args.templates.read(&clip.config().templates), Ok)?;
     let classifier = args.classes.embed(&clip, &args.model, &labels, &templates, common)?;
     let classifier = match args.multi_label {
         true => classifier.with_scoring(Scoring::Sigmoid),
@@ -66,8 +69,6 @@ pub(crate) fn run(args: &ClassifyArgs, common: &Common) -> Result<Done> {
     for &label_idx in &classifier.embeddings().truncated {
         output::note(common, &format!("the label `{}` is too long and was cut", labels[label_idx]));
     }
-    let pictures = Pictures::list(&args.images);
-    let options = args.pictures.options();
     let (result, failures) =
         inputs::embed_pictures(clip.image_encoder(), &pictures, &options, common)?;
     let top_k = if args.top_k == 0 { labels.len() } else { args.top_k };

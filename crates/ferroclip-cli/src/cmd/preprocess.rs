@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::common::Common;
 use crate::error::{Done, Result};
 use crate::inputs::{Failure, PictureArgs, Pictures};
-use crate::model::ModelArgs;
+use crate::model::{ModelArgs, Need};
 use crate::npy::{self, Dtype};
 use crate::output;
 
@@ -26,7 +26,7 @@ pub(crate) struct PreprocessArgs {
 }
 
 pub(crate) fn run(args: &PreprocessArgs, common: &Common) -> Result<Done> {
-    let encoders = args.model.open_encoders(true, false, common)?;
+    let encoders = args.model.open_encoders(Need::Once, Need::Nothing, common)?;
     let encoder = encoders.image();
     let pictures = Pictures::list(std::slice::from_ref(&args.image));
     let [source] = pictures.sources()[..] else {

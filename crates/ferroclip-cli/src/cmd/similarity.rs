@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use ferroclip::Embeddings;
+use ferroclip::{EmbedOptions, Embeddings};
 use ferroclip_kernels::largest;
 use serde_json::{Value, json};
 
 use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::inputs::{self, Failure, PictureArgs, Pictures, TextArgs};
-use crate::model::{Encoders, ModelArgs};
+use crate::model::{Encoders, ModelArgs, Need};
 use crate::npy::{self, Dtype};
 use crate::output;
 
@@ -67,13 +67,18 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
             "give `--against-images PATH...`, `--against-text TEXT` or `--against-texts FILE`",
         ));
     }
-    let has_images = !args.images.is_empty() || !args.against_images.is_empty();
-    let has_texts = args.texts.is_given() || against.is_given();
-    let encoders = args.model.open_encoders(has_images, has_texts, common)?;
+    let rows = Inputs::read(&args.images, &args.texts)?;
+    let columns = Inputs::read(&args.against_images, &against)?;
+    let options = args.pictures.options();
+    let batches = |of: fn(&Inputs) -> usize| {
+        let batches = [&rows, &columns].map(|inputs| of(inputs).div_ceil(options.batch_size));
+        Need::of_batches(batches.iter().sum())
+    };
+    let (images, texts) = (batches(Inputs::n_pictures), batches(Inputs::n_texts));
+    let encoders = args.model.open_encoders(images, texts, common)?;
     let mut failures = Vec::new();
-    let rows = side(&encoders, &args.pictures, &args.images, &args.texts, common, &mut failures)?;
-    let columns =
-        side(&encoders, &args.pictures, &args.against_images, &against, common, &mut failures)?;
+    let rows = rows.embed(&encoders, &options, common, &mut failures)?;
+    let columns = columns.embed(&encoders, &options, common, &mut failures)?;
     let matrix = rows.embeddings.similarity(&columns.embeddings);
     if let Some(path) = &args.out {
         npy::write(path, Dtype::F32, &[rows.names.len(), columns.names.len()], &matrix)?;
@@ -83,28 +88,57 @@ pub(crate) fn run(args: &SimilarityArgs, common: &Common) -> Result<Done> {
     Ok(Done::with_failures(failures.len()))
 }
 
-fn side(
-    encoders: &Encoders,
-    options: &PictureArgs,
-    images: &[PathBuf],
-    texts: &TextArgs,
-    common: &Common,
-    failures: &mut Vec<Failure>,
-) -> Result<Side> {
-    let options = options.options();
-    if images.is_empty() {
-        let names = texts.read()?;
-        let embeddings = encoders.text().embed_texts_with(&names, &options)?;
-        for &row in &embeddings.truncated {
-            output::note(common, &format!("text {} is too long and was cut", row + 1));
-        }
-        return Ok(Side { names, embeddings });
+/// What one side of the matrix is made of.
+enum Inputs {
+    Pictures(Pictures),
+    Texts(Vec<String>),
+}
+
+impl Inputs {
+    fn read(images: &[PathBuf], texts: &TextArgs) -> Result<Inputs> {
+        Ok(match images {
+            [] => Inputs::Texts(texts.read()?),
+            _ => Inputs::Pictures(Pictures::list(images)),
+        })
     }
-    let pictures = Pictures::list(images);
-    let (result, failed) = inputs::embed_pictures(encoders.image(), &pictures, &options, common)?;
-    failures.extend(failed);
-    let names = result.inputs.iter().map(|&place| pictures.names[place].clone()).collect();
-    Ok(Side { names, embeddings: result.embeddings })
+
+    fn n_pictures(&self) -> usize {
+        match self {
+            Inputs::Pictures(pictures) => pictures.names.len().max(1),
+            Inputs::Texts(_) => 0,
+        }
+    }
+
+    fn n_texts(&self) -> usize {
+        match self {
+            Inputs::Pictures(_) => 0,
+            Inputs::Texts(texts) => texts.len(),
+        }
+    }
+
+    fn embed(
+        self,
+        encoders: &Encoders,
+        options: &EmbedOptions<'_>,
+        common: &Common,
+        failures: &mut Vec<Failure>,
+    ) -> Result<Side> {
+        let pictures = match self {
+            Inputs::Pictures(pictures) => pictures,
+            Inputs::Texts(names) => {
+                let embeddings = encoders.text().embed_texts_with(&names, options)?;
+                for &row in &embeddings.truncated {
+                    output::note(common, &format!("text {} is too long and was cut", row + 1));
+                }
+                return Ok(Side { names, embeddings });
+            }
+        };
+        let (result, failed) =
+            inputs::embed_pictures(encoders.image(), &pictures, options, common)?;
+        failures.extend(failed);
+        let names = result.inputs.iter().map(|&place| pictures.names[place].clone()).collect();
+        Ok(Side { names, embeddings: result.embeddings })
+    }
 }
 
 fn print(

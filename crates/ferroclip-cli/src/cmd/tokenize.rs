@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::common::Common;
 use crate::error::{Done, Result, one_line};
 use crate::inputs::TextArgs;
-use crate::model::ModelArgs;
+use crate::model::{ModelArgs, Need};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(crate) struct TokenizeArgs {
 
 pub(crate) fn run(args: &TokenizeArgs, common: &Common) -> Result<Done> {
     let texts = args.texts.read()?;
-    let encoders = args.model.open_encoders(false, true, common)?;
+    let encoders = args.model.open_encoders(Need::Nothing, Need::Once, common)?;
     let encoder = encoders.text();
     let mut rows = Vec::with_capacity(texts.len());
     let mut values = Vec::with_capacity(texts.len());

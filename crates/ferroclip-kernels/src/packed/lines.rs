@@ -1,6 +1,6 @@
 //! Memory in whole cache lines.
 
-use std::cell::RefCell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
@@ -15,23 +15,25 @@ pub(super) struct Lines(Vec<Line>);
 
 /// Lines that one task zeroes.
 const ZEROS: usize = 1 << 14;
-/// Large buffers that a thread keeps for its next product.
-const KEPT: usize = 8;
+/// Large buffers that are kept for the next products.
+const KEPT: usize = 16;
 
-thread_local! {
-    /// A training step packs each weight twice: memory that was not used before would be zeroed each time.
-    static FREED: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+/// A training step packs each weight twice, and a tower that is streamed packs one block after the other, each on any
+/// thread: memory that was not used before would be zeroed each time.
+static FREED: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+
+fn freed() -> MutexGuard<'static, Vec<Vec<Line>>> {
+    FREED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The smallest kept buffer that is long enough; not one of more than twice the length, which weights that stay
 /// would hold for nothing.
 fn recycled(lines: usize) -> Option<Vec<Line>> {
-    FREED.with_borrow_mut(|freed| {
-        let fits = lines..=2 * lines;
-        let fitting = freed.iter().enumerate().filter(|(_, buffer)| fits.contains(&buffer.len()));
-        let (place, _) = fitting.min_by_key(|(_, buffer)| buffer.len())?;
-        Some(freed.swap_remove(place))
-    })
+    let mut freed = freed();
+    let fits = lines..=2 * lines;
+    let fitting = freed.iter().enumerate().filter(|(_, buffer)| fits.contains(&buffer.len()));
+    let (place, _) = fitting.min_by_key(|(_, buffer)| buffer.len())?;
+    Some(freed.swap_remove(place))
 }
 
 impl Drop for Lines {
@@ -40,17 +42,16 @@ impl Drop for Lines {
         if buffer.len() <= ZEROS {
             return;
         }
-        // Not while the thread ends, when there is nothing to keep it for.
-        let _ = FREED.try_with(|freed| {
-            let mut freed = freed.borrow_mut();
-            freed.push(buffer);
-            if freed.len() > KEPT {
-                let smallest = freed.iter().enumerate().min_by_key(|(_, buffer)| buffer.len());
-                if let Some((place, _)) = smallest {
-                    freed.swap_remove(place);
-                }
+        let mut freed = freed();
+        freed.push(buffer);
+        if freed.len() > KEPT {
+            let smallest = freed.iter().enumerate().min_by_key(|(_, buffer)| buffer.len());
+            if let Some((place, _)) = smallest {
+                let dropped = freed.swap_remove(place);
+                drop(freed);
+                drop(dropped);
             }
-        });
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `stored` | a tensor in a file, whatever the format, and its elements as f32 |
 //! | `dialect` | the names and layouts that other programs keep the same tensors under |
 //! | `reader` | the tensors of a model by our names, checked against the config |
+//! | `supply` | those tensors for towers that keep them, or read them while inputs pass |
 //! | `infer` | the architecture, where there is no config |
 //! | `write` | files in any dialect |
 //!
@@ -33,6 +34,7 @@ mod reader;
 mod resize;
 mod safetensors;
 mod stored;
+mod supply;
 mod torch;
 mod write;
 mod zip;
@@ -41,6 +43,7 @@ pub(crate) use dialect::Dialect;
 pub(crate) use infer::{infer, infer_shapes, ratio};
 pub(crate) use reader::{Checkpoint, TensorReader};
 pub(crate) use resize::Resize;
+pub(crate) use supply::Supply;
 
 /// What checkpoints hold besides parameters: OpenAI's buffers and, in older files of transformers, the numbers of
 /// the positions.

@@ -15,7 +15,7 @@ use super::{FileKind, is_bookkeeping};
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::param::{WeightTensor, Weights, differences, first_impossible};
-use crate::towers::{Loader, Source};
+use crate::towers::{Elements, Loader, Source};
 
 /// Opened files of weights, not compared with a config yet.
 pub(crate) struct Checkpoint {
@@ -171,18 +171,7 @@ impl TensorReader {
         Ok(WeightTensor { shape, data })
     }
 
-    /// The elements of one tensor, some at a time.
-    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
-        if let Some(&resize) = self.resized.get(name) {
-            let mut table = Vec::new();
-            self.stored_pieces(name, &mut |piece| table.extend_from_slice(piece))?;
-            each(&resize.apply(&table, self.shapes[name][1]));
-            return Ok(());
-        }
-        self.stored_pieces(name, each)
-    }
-
-    /// The same at the size that the files have.
+    /// The elements of one tensor, some at a time, at the size that the files have.
     fn stored_pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
         let place = self.places.get(name).expect("a tensor of the config");
         if !place.transposed {
@@ -226,8 +215,19 @@ impl TensorReader {
         precision: Precision,
         new: impl FnOnce(&dyn Source) -> T,
     ) -> Result<T, Error> {
-        let mut read = |name: &str, each: &mut dyn FnMut(&[f32])| self.pieces(name, each);
-        Loader::new(config.parameter_shapes(), precision, &mut read).build(new)
+        Loader::new(&config.parameter_shapes(), precision, self, None).build(new)
+    }
+}
+
+impl Elements for TensorReader {
+    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error> {
+        if let Some(&resize) = self.resized.get(name) {
+            let mut table = Vec::new();
+            self.stored_pieces(name, &mut |piece| table.extend_from_slice(piece))?;
+            each(&resize.apply(&table, self.shapes[name][1]));
+            return Ok(());
+        }
+        self.stored_pieces(name, each)
     }
 }
 

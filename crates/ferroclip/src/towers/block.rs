@@ -4,6 +4,7 @@ use burn::prelude::*;
 use ferroclip_ops::{Activation, AttentionBlock, LayerNorm, Linear, Mlp, Spans, select_rows};
 
 use super::source::Source;
+use super::stream::Stream;
 
 /// The layer norm of this name.
 pub(super) fn norm(params: &dyn Source, name: &str, eps: f64) -> LayerNorm {
@@ -39,7 +40,32 @@ pub(super) struct BlockConfig {
 /// The blocks of a tower.
 #[derive(Clone, Debug)]
 pub(super) struct Transformer {
-    blocks: Vec<Block>,
+    stack: Stack,
+    blocks: Blocks,
+}
+
+/// Which blocks a tower has.
+#[derive(Clone, Debug)]
+struct Stack {
+    name: String,
+    layers: usize,
+    config: BlockConfig,
+    /// Whether the last is packed for its pooled form.
+    pooled: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Blocks {
+    Kept(Vec<Block>),
+    Streamed(Stream),
+}
+
+impl Stack {
+    fn block(&self, params: &dyn Source, layer: usize) -> Block {
+        let pooled = self.pooled && layer + 1 == self.layers;
+        let name = format!("{}.resblocks.{layer}", self.name);
+        Block::new(params, &name, self.config, pooled)
+    }
 }
 
 impl Transformer {
@@ -52,16 +78,17 @@ impl Transformer {
         config: BlockConfig,
         pooled: bool,
     ) -> Self {
-        let block = |layer| {
-            let pooled = pooled && layer + 1 == layers;
-            Block::new(params, &format!("{name}.resblocks.{layer}"), config, pooled)
+        let stack = Stack { name: name.to_owned(), layers, config, pooled };
+        let blocks = match params.stream() {
+            Some(stream) => Blocks::Streamed(stream),
+            None => Blocks::Kept((0..layers).map(|layer| stack.block(params, layer)).collect()),
         };
-        Transformer { blocks: (0..layers).map(block).collect() }
+        Transformer { stack, blocks }
     }
 
     /// All rows.
     pub(super) fn forward(&self, x: Tensor<2>, spans: &Spans) -> Tensor<2> {
-        self.blocks.iter().fold(x, |x, block| block.forward(x, spans))
+        self.pass(x, |_, block, x| block.forward(x, spans))
     }
 
     /// The row `pooled[i]` of each span `i` alone: `[spans, width]`. In a causal tower it must be
@@ -72,11 +99,39 @@ impl Transformer {
         spans: &Spans,
         pooled: &[usize],
     ) -> Tensor<2> {
-        let Some((last, before)) = self.blocks.split_last() else {
+        let layers = self.stack.layers;
+        if layers == 0 {
             return select_rows(x, pooled);
+        }
+        self.pass(x, |layer, block, x| match layer + 1 == layers {
+            true => block.forward_pooled(x, spans, pooled),
+            false => block.forward(x, spans),
+        })
+    }
+
+    /// Passes `x` through one block after the other. Of those that are streamed the next is read meanwhile.
+    fn pass(
+        &self,
+        x: Tensor<2>,
+        through: impl Fn(usize, &Block, Tensor<2>) -> Tensor<2> + Sync,
+    ) -> Tensor<2> {
+        let stream = match &self.blocks {
+            Blocks::Kept(blocks) => {
+                let blocks = blocks.iter().enumerate();
+                return blocks.fold(x, |x, (layer, block)| through(layer, block, x));
+            }
+            Blocks::Streamed(stream) => stream,
         };
-        let x = before.iter().fold(x, |x, block| block.forward(x, spans));
-        last.forward_pooled(x, spans, pooled)
+        let read = |layer: usize| {
+            (layer < self.stack.layers)
+                .then(|| stream.part(|source| self.stack.block(source, layer)))
+        };
+        let (mut x, mut next) = (x, read(0));
+        for layer in 0.. {
+            let Some(block) = next else { break };
+            (x, next) = rayon::join(|| through(layer, &block, x), || read(layer + 1));
+        }
+        x
     }
 }
 

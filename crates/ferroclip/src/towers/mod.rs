@@ -20,11 +20,13 @@ mod block;
 mod image;
 mod resnet;
 mod source;
+mod stream;
 mod text;
 mod unfold;
 mod vit;
 
 pub use image::ImageTower;
 pub use resnet::BatchStatistics;
-pub(crate) use source::{Loader, Source};
+pub(crate) use source::{Elements, Loader, Source};
+pub(crate) use stream::Stream;
 pub use text::TextTower;

@@ -8,6 +8,7 @@ use burn::tensor::TensorData;
 use ferroclip_ops::{Precision, TokenTable};
 use half::bf16;
 
+use super::stream::Stream;
 use crate::error::Error;
 use crate::param::Params;
 
@@ -44,6 +45,11 @@ pub(crate) trait Source {
 
     /// Whether blocks keep their inputs alone for the backward pass.
     fn recomputes(&self) -> bool;
+
+    /// Where the tower is to read its blocks whenever inputs pass them, if it is not to keep them.
+    fn stream(&self) -> Option<Stream> {
+        None
+    }
 }
 
 impl Source for Params {
@@ -72,35 +78,48 @@ impl Source for Params {
     }
 }
 
-/// Gives the elements of the tensor of a name, some at a time.
-type Read<'a> = dyn FnMut(&str, &mut dyn FnMut(&[f32])) -> Result<(), Error> + 'a;
+/// The tensors of a model, wherever they lie.
+pub(crate) trait Elements: Send {
+    /// Calls `each` with the elements of the tensor of this name, some at a time.
+    ///
+    /// # Errors
+    /// When they cannot be read, or no model can have them.
+    fn pieces(&mut self, name: &str, each: &mut dyn FnMut(&[f32])) -> Result<(), Error>;
+}
 
 /// Parameters for inference on the CPU. Each is read when the tower asks for it, and freed once it is
 /// packed: no more than one block of the tower lies in memory twice.
 pub(crate) struct Loader<'a> {
-    shapes: BTreeMap<String, Vec<usize>>,
-    read: RefCell<&'a mut Read<'a>>,
+    shapes: &'a BTreeMap<String, Vec<usize>>,
+    elements: RefCell<&'a mut dyn Elements>,
     failed: RefCell<Option<Error>>,
     precision: Precision,
+    stream: Option<Stream>,
 }
 
 impl<'a> Loader<'a> {
-    /// Parameters of these shapes, which `read` gives by name.
+    /// Parameters of these shapes. With a `stream`, which reads the same tensors, the tower keeps no blocks.
     pub(crate) fn new(
-        shapes: BTreeMap<String, Vec<usize>>,
+        shapes: &'a BTreeMap<String, Vec<usize>>,
         precision: Precision,
-        read: &'a mut Read<'a>,
+        elements: &'a mut dyn Elements,
+        stream: Option<Stream>,
     ) -> Loader<'a> {
-        Loader { shapes, read: RefCell::new(read), failed: RefCell::new(None), precision }
+        let (elements, failed) = (RefCell::new(elements), RefCell::new(None));
+        Loader { shapes, elements, failed, precision, stream }
     }
 
     /// The tower that `new` makes of the parameters, or the first error in reading them.
     pub(crate) fn build<T>(self, new: impl FnOnce(&dyn Source) -> T) -> Result<T, Error> {
-        let tower = new(&self);
-        match self.failed.into_inner() {
-            Some(error) => Err(error),
-            None => Ok(tower),
+        match self.build_anyway(new) {
+            (tower, None) => Ok(tower),
+            (_, Some(error)) => Err(error),
         }
+    }
+
+    /// What `new` makes of the parameters, and the first error in reading them: the elements behind it are NaN.
+    pub(super) fn build_anyway<T>(self, new: impl FnOnce(&dyn Source) -> T) -> (T, Option<Error>) {
+        (new(&self), self.failed.into_inner())
     }
 
     /// Elements and first side of a tensor.
@@ -109,31 +128,35 @@ impl<'a> Loader<'a> {
         [shape.iter().product(), shape.first().copied().unwrap_or(1).max(1)]
     }
 
-    /// The elements, each made into what is kept of it. After an error the others are zeros, in a tower that nobody
-    /// will see; constructors need no results then.
-    fn take<T: Clone + Default>(&self, name: &str, make: fn(f32) -> T) -> Vec<T> {
-        let [n, _] = self.size(name);
-        let mut elements = Vec::with_capacity(n);
+    /// Has `each` called with the elements of a tensor, unless one before could not be read.
+    fn read(&self, name: &str, each: &mut dyn FnMut(&[f32])) {
         let mut failed = self.failed.borrow_mut();
         if failed.is_none() {
-            let mut each = |piece: &[f32]| elements.extend(piece.iter().map(|&x| make(x)));
-            *failed = (self.read.borrow_mut())(name, &mut each).err();
+            *failed = self.elements.borrow_mut().pieces(name, each).err();
         }
-        elements.resize(n, T::default());
+    }
+
+    /// The elements. Constructors need no results: what cannot be read is NaN, in a tower that nobody will see or whose
+    /// embeddings nobody gets.
+    fn take(&self, name: &str) -> Vec<f32> {
+        let [n, _] = self.size(name);
+        let mut elements = Vec::with_capacity(n);
+        self.read(name, &mut |piece| elements.extend_from_slice(piece));
+        elements.resize(n, f32::NAN);
         elements
     }
 }
 
 impl Source for Loader<'_> {
     fn tensor1(&self, name: &str) -> Tensor<1> {
-        let data = self.take(name, |x| x);
+        let data = self.take(name);
         let n = data.len();
         Tensor::from_data(TensorData::new(data, [n]), &Device::flex())
     }
 
     fn tensor2(&self, name: &str) -> Tensor<2> {
         let [n, rows] = self.size(name);
-        let data = self.take(name, |x| x);
+        let data = self.take(name);
         Tensor::from_data(TensorData::new(data, [rows, n / rows]), &Device::flex())
     }
 
@@ -143,7 +166,12 @@ impl Source for Loader<'_> {
         match self.precision {
             Precision::F32 => TokenTable::new(self.tensor2(name)),
             Precision::Bf16 | Precision::Int8 => {
-                TokenTable::rounded(self.take(name, bf16::from_f32), n / rows)
+                let mut elements = Vec::with_capacity(n);
+                self.read(name, &mut |piece| {
+                    elements.extend(piece.iter().map(|&x| bf16::from_f32(x)));
+                });
+                elements.resize(n, bf16::NAN);
+                TokenTable::rounded(elements, n / rows)
             }
         }
     }
@@ -162,5 +190,9 @@ impl Source for Loader<'_> {
 
     fn recomputes(&self) -> bool {
         false
+    }
+
+    fn stream(&self) -> Option<Stream> {
+        self.stream.clone()
     }
 }

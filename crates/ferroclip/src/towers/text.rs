@@ -5,13 +5,14 @@ use ferroclip_ops::{LayerNorm, Precision, Projection, Spans, TokenTable, embed_t
 
 use super::block::{BlockConfig, Transformer, norm};
 use super::source::Source;
+use super::stream::Stream;
 use crate::config::{ModelConfig, TextPool, TextProjection};
 use crate::param::{Params, Weights};
 
 /// Token ids to embeddings.
 #[derive(Clone, Debug)]
 pub struct TextTower {
-    tokens: TokenTable,
+    tokens: Tokens,
     positions: Tensor<2>,
     transformer: Transformer,
     ln_final: LayerNorm,
@@ -19,6 +20,42 @@ pub struct TextTower {
     reads_padding: bool,
     projection: Option<Projection>,
     projection_bias: Option<Tensor<1>>,
+}
+
+const TOKENS: &str = "token_embedding.weight";
+
+/// The embeddings of tokens.
+#[derive(Clone, Debug)]
+enum Tokens {
+    Kept(TokenTable),
+    Streamed(Stream),
+}
+
+impl Tokens {
+    fn new(params: &dyn Source) -> Tokens {
+        match params.stream() {
+            Some(stream) => Tokens::Streamed(stream),
+            None => Tokens::Kept(params.token_table(TOKENS)),
+        }
+    }
+
+    fn vocab_size(&self) -> usize {
+        match self {
+            Tokens::Kept(table) => table.vocab_size(),
+            Tokens::Streamed(stream) => stream.table_rows(TOKENS),
+        }
+    }
+
+    /// The rows that enter the first block.
+    fn embed(&self, positions: &Tensor<2>, ids: &[u32], spans: &Spans) -> Tensor<2> {
+        match self {
+            Tokens::Kept(table) => embed_tokens(table, positions, ids, spans),
+            Tokens::Streamed(stream) => {
+                let (table, ids) = stream.tokens(TOKENS, ids);
+                embed_tokens(&table, positions, &ids, spans)
+            }
+        }
+    }
 }
 
 impl TextTower {
@@ -55,7 +92,7 @@ impl TextTower {
             causal: !text.no_causal_mask,
         };
         TextTower {
-            tokens: params.token_table("token_embedding.weight"),
+            tokens: Tokens::new(params),
             positions: params.tensor2("positional_embedding"),
             transformer: Transformer::new(params, "transformer", text.layers, blocks, true),
             ln_final: norm(params, "ln_final", text.norm_eps()),
@@ -95,7 +132,7 @@ impl TextTower {
         let spans = Spans::from_lengths(read.iter().map(|ids| ids.len()));
         let ids = read.concat();
         self.check(&ids, &spans);
-        let x = embed_tokens(&self.tokens, &self.positions, &ids, &spans);
+        let x = self.tokens.embed(&self.positions, &ids, &spans);
         let rows = spans.iter().zip(&read).map(|(rows, ids)| rows.start + self.pooled_place(ids));
         let rows: Vec<usize> = rows.collect();
         let pooled = self.transformer.forward_pooled(x, &spans, &rows);

@@ -16,7 +16,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Kind, Result};
 use crate::inputs::{Failure, Pictures, print_failures};
 use crate::layout::{Layout, ROWS_PER_FILE};
-use crate::model::{BUILTIN, Encoders, PrecisionArg};
+use crate::model::{BUILTIN, Encoders, Need, PrecisionArg};
 use crate::output;
 use crate::progress::Progress;
 
@@ -46,12 +46,15 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
             .hint("leave them out for the defaults"));
     }
     let parts = parts(args, common)?;
-    let has_images = parts.iter().any(Rows::has_images);
-    let has_texts = parts.iter().any(Rows::has_texts) && args.features != Features::Patches;
+    let images = Need::of_batches(n_batches(args, parts.iter().filter(|rows| rows.has_images())));
+    let texts = match args.features {
+        Features::Patches => Need::Nothing,
+        _ => Need::of_batches(n_batches(args, parts.iter().filter(|rows| rows.has_texts()))),
+    };
     for ignored in ignored(args, &parts) {
         output::note(common, &ignored);
     }
-    let encoders = args.model.open_encoders(has_images, has_texts, common)?;
+    let encoders = args.model.open_encoders(images, texts, common)?;
     let settings = settings(args, &encoders, &parts);
     let start = Instant::now();
     let mut totals = Totals::default();
@@ -70,6 +73,12 @@ pub(crate) fn run(args: &EmbedArgs, common: &Common) -> Result<Done> {
     report(args, common, &totals, start.elapsed().as_secs_f64())?;
     print_failures(&totals.failures, common);
     Ok(Done::with_failures(totals.failures.len()))
+}
+
+/// Batches that pass a tower at most.
+fn n_batches<'a>(args: &EmbedArgs, parts: impl Iterator<Item = &'a Rows>) -> usize {
+    let rows = args.rows_per_file.unwrap_or(usize::MAX).min(args.batch);
+    parts.map(|part| part.len().div_ceil(rows).max(1)).sum()
 }
 
 /// What is to be embedded: data, or pictures and texts that have nothing to do with each other.

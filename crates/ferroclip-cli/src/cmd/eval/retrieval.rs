@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{DataArgs, document, finish};
 use crate::common::Common;
 use crate::error::{Done, Result};
+use crate::model::Need;
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -20,7 +21,7 @@ pub(crate) struct RetrievalArgs {
 
 pub(super) fn run(args: &RetrievalArgs, common: &Common) -> Result<Done> {
     let dataset = args.data.open(common)?;
-    let clip = args.data.model.open(common)?;
+    let clip = args.data.model.open(Need::Often, common)?;
     let scores = args.data.score(common, &dataset, |options| {
         ferroclip_train::retrieval(&clip, &dataset, &args.caption_columns, options)
     })?;

@@ -15,6 +15,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Result, one_line};
 use crate::imagenet;
 use crate::inputs::{LabelArgs, TemplateArgs};
+use crate::model::Need;
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ pub(super) fn run(args: &ZeroShotArgs, common: &Common) -> Result<Done> {
     let dataset = args.data.open(common)?;
     let (labels, right) = choice(args, &dataset, given)?;
     let model = &args.data.model;
-    let clip = model.open(common)?;
+    let clip = model.open(Need::Often, common)?;
     let of_data = dataset.benchmark().map(|found| &found.templates).filter(|own| !own.is_empty());
     let templates = args.templates.read(of_data.unwrap_or(&clip.config().templates))?;
     let classifier = args.classes.embed(&clip, model, &labels, &templates, common)?;
