@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ferroclip::image::{Augment, DecodeLimits, ImagePipeline, Rgb8Image};
-use ferroclip::{Config, Picture, Tokenizer};
+use ferroclip::{Config, Tokenizer};
 use ferroclip_data::{
     Cursor, Dataset, Order, Ordered, Plan, Tally, Visit, below, keyed_rng, map_ordered,
 };
@@ -144,11 +144,10 @@ impl SampleMaker {
         let caption = set.captions.draw(&set.dataset, visit.row, &mut rng);
         let caption = caption.ok_or("it has no caption")?;
         let bytes = set.dataset.read(visit.row).map_err(|error| error.to_string())?;
-        let picture = Picture::decode(&bytes, &self.limits);
-        let picture = picture.map_err(|error| error.to_string())?;
         let mut rng = keyed_rng(self.seed, "augment", epoch, sample);
         let (size, filter) = (self.pipeline.size, self.pipeline.interpolation);
-        let image = self.augment.rgb8(&picture, size, filter, &mut rng);
+        let image = self.augment.open(&bytes, &self.limits, size, filter, &mut rng);
+        let image = image.map_err(|error| error.to_string())?;
         let tokens = self.tokenizer.tokenize(&caption, self.context_length);
         let keep = self.draw_patches(epoch, sample);
         Ok(Pair { image, truncated: tokens.truncated > 0, ids: tokens.ids, keep })

@@ -233,7 +233,10 @@ impl Error {
             Error::NoTower { .. } => {
                 "it is a model of one tower, for `embed` of what that tower reads; take the whole model for anything else"
             }
-            Error::Weights { .. } => "copy or download the file again from the model's source",
+            Error::Weights { .. } => {
+                "if it is damaged, copy or download it again; if it holds more than weights, save `model.state_dict()` alone, \
+                 in f32, f16 or bf16"
+            }
             Error::Mismatch { .. } => {
                 "config and weights belong to different models, or the file is incomplete; take both from one source"
             }

@@ -13,12 +13,14 @@ use tempfile::TempDir;
 const TOLERANCE: f32 = 1e-5;
 
 /// Name, and the file of the model where it is not the directory.
-const CASES: [(&str, Option<&str>); 12] = [
+const CASES: [(&str, Option<&str>); 14] = [
     ("openai-vit", Some("model.pt")),
     ("openai-resnet", Some("model.pt")),
     ("openai-state-dict", Some("model.pt")),
     ("open-clip-bin", None),
     ("open-clip-training", Some("epoch_1.pt")),
+    ("open-clip-compiled", Some("checkpoint.pt")),
+    ("open-clip-script", Some("model.pt")),
     ("hf-sharded", None),
     ("hf-bin", None),
     ("siglip", None),
@@ -277,6 +279,11 @@ fn what_was_assumed_is_said() {
     assert!(
         openai.assumptions.iter().any(|line| line.starts_with("`quick_gelu`: true")),
         "{openai:?}"
+    );
+    let script = origin("open-clip-script", Some("model.pt"));
+    assert!(
+        script.assumptions.iter().any(|line| line.contains("the archive holds modules `GELU`")),
+        "{script:?}"
     );
     let plain = origin("openai-state-dict", Some("model.pt"));
     assert!(

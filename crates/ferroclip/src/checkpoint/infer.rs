@@ -1,8 +1,8 @@
 //! The architecture of weights that come without a config, as OpenAI's code finds it: from the shapes.
 //!
 //! What shapes do not tell is assumed, and said: heads are 64 channels wide but in the models whose width is known
-//! to go with another one, the class token is pooled, and the activation is QuickGELU in an archive of OpenAI's and
-//! GELU, open_clip's default, otherwise.
+//! to go with another one, the class token is pooled, and the activation is QuickGELU in an archive without modules `GELU`,
+//! as OpenAI's are, and GELU, open_clip's default, otherwise.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,12 @@ const HEAD_WIDTHS: [(usize, usize); 4] = [(1280, 80), (1408, 88), (1664, 104), (
 /// # Errors
 /// When they are not those of a CLIP model with a Vision Transformer or OpenAI's ResNet.
 pub(crate) fn infer(checkpoint: &Checkpoint) -> Result<(ModelConfig, Vec<String>), String> {
-    infer_shapes(checkpoint.shapes(), checkpoint.kind() == FileKind::TorchScript)
+    let quick_gelu = matches!(checkpoint.kind(), FileKind::TorchScript { has_gelu: false });
+    let (model, mut assumed) = infer_shapes(checkpoint.shapes(), quick_gelu)?;
+    if checkpoint.kind() == (FileKind::TorchScript { has_gelu: true }) {
+        assumed[0] = "`quick_gelu`: false: the archive holds modules `GELU`".to_owned();
+    }
+    Ok((model, assumed))
 }
 
 /// The config of tensors of these shapes, and what was assumed.
@@ -31,7 +36,7 @@ pub(crate) fn infer_shapes<'a>(
     let shapes = Shapes(shapes.into_iter().map(|(name, shape)| (plain(name), shape)).collect());
     let mut assumed = Vec::new();
     assumed.push(match quick_gelu {
-        true => "`quick_gelu`: true, as in all archives of OpenAI's".to_owned(),
+        true => "`quick_gelu`: true, as in all archives of OpenAI's: no module in it is a `GELU`".to_owned(),
         false => {
             "`quick_gelu`: false, open_clip's default: the weights do not tell; give a config beside them if they are OpenAI's".to_owned()
         }

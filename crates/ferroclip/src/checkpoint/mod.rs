@@ -79,8 +79,11 @@ pub(crate) enum FileKind {
     Safetensors,
     /// A dictionary written by `torch.save`.
     Torch,
-    /// A module with its code, as OpenAI published its models.
-    TorchScript,
+    /// A module with its code, as OpenAI published its models. Those have modules `QuickGELU`, and open_clip's may have
+    /// `GELU`.
+    TorchScript {
+        has_gelu: bool,
+    },
 }
 
 impl FileKind {
@@ -89,7 +92,7 @@ impl FileKind {
         match self {
             FileKind::Safetensors => "safetensors",
             FileKind::Torch => "PyTorch",
-            FileKind::TorchScript => "TorchScript",
+            FileKind::TorchScript { .. } => "TorchScript",
         }
     }
 }
@@ -119,8 +122,7 @@ impl TensorFile {
             _ if len == 0 => return Err(bad("the file is empty".to_owned())),
             [b'P', b'K', 3 | 5 | 6, 4 | 6, ..] => {
                 let torch = torch::read(&mut *source, len).map_err(bad)?;
-                let kind = if torch.is_script { FileKind::TorchScript } else { FileKind::Torch };
-                (torch.tensors, kind)
+                (torch.tensors, torch.kind)
             }
             // The pickles of `torch.save` before PyTorch 1.6 begin with this number of theirs.
             [0x80, 2, 0x8a, 10, ..] => {

@@ -125,6 +125,8 @@ pub(super) struct Pickle<'a> {
     bytes: &'a [u8],
     nodes: Vec<Node>,
     pub(super) root: Value,
+    /// Whether it names PyTorch's module `GELU`.
+    pub(super) has_gelu: bool,
 }
 
 impl<'a> Pickle<'a> {
@@ -140,10 +142,11 @@ impl<'a> Pickle<'a> {
             marks: Vec::new(),
             memo: HashMap::new(),
             pushed: 0,
+            has_gelu: false,
         };
         while machine.step()? {}
         let root = machine.pop()?;
-        Ok(Pickle { bytes, nodes: machine.nodes, root })
+        Ok(Pickle { bytes, nodes: machine.nodes, root, has_gelu: machine.has_gelu })
     }
 
     /// The node of a value, if it is one.
@@ -199,6 +202,7 @@ struct Machine<'a> {
     memo: HashMap<u32, Value>,
     /// Values and marks that were ever put on the stack.
     pushed: usize,
+    has_gelu: bool,
 }
 
 impl Machine<'_> {
@@ -413,6 +417,7 @@ impl Machine<'_> {
     }
 
     fn name(&mut self, module: &str, name: &str) -> Result<(), String> {
+        self.has_gelu |= module.starts_with("__torch__.torch.nn.") && name == "GELU";
         self.make(Node::Name(Name::new(module, name)?))
     }
 

@@ -57,7 +57,10 @@ impl Checkpoint {
         let mut tensors = BTreeMap::new();
         let tower = lone_tower(&files);
         for (number, file) in files.iter_mut().enumerate() {
-            file.strip("module.");
+            // Training on several devices, and `torch.compile`, put these before all names, in either order.
+            for prefix in ["module.", "_orig_mod.", "module."] {
+                file.strip(prefix);
+            }
             if let Some(tower) = tower {
                 file.put_below(tower);
             }

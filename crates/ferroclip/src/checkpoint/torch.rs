@@ -4,7 +4,7 @@
 //! | the pickle holds | tensors |
 //! |---|---|
 //! | a dictionary of tensors | its entries |
-//! | a training checkpoint: a dictionary with `state_dict` | the entries of that; the rest is passed over |
+//! | a training checkpoint: a dictionary with `state_dict`, `model_state_dict` or `model` | the entries of that; the rest is passed over |
 //! | a TorchScript module (OpenAI's archives) | the attributes of it and of the modules in it, `a.b.c` |
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use std::io::SeekFrom;
 
 use safetensors::Dtype;
 
+use super::FileKind;
 use super::pickle::{Node, Pickle, Value, size};
 use super::stored::{Bytes, MAX_SIDES, Stored, check_name};
 use super::zip::{Archive, Entry};
@@ -21,10 +22,13 @@ const MAX_PICKLE_BYTES: u64 = 16 << 20;
 /// Most modules inside each other; a transformer has five.
 const MAX_DEPTH: usize = 64;
 
+/// What a training checkpoint calls the weights, by how common it is.
+const STATE_DICTS: [&str; 3] = ["state_dict", "model_state_dict", "model"];
+
 /// The tensors of a file, and whether it is a TorchScript archive.
 pub(super) struct Torch {
     pub(super) tensors: BTreeMap<String, Stored>,
-    pub(super) is_script: bool,
+    pub(super) kind: FileKind,
 }
 
 /// Reads the directory and the pickle of an archive of `len` bytes.
@@ -52,8 +56,11 @@ pub(super) fn read(source: &mut dyn Bytes, len: u64) -> Result<Torch, String> {
         let stored = stored(&pickle, &value, &archive).map_err(|e| format!("`{name}`: {e}"))?;
         tensors.insert(name, stored);
     }
-    let is_script = matches!(pickle.node(&pickle.root), Some(Node::Record(_)));
-    Ok(Torch { tensors, is_script })
+    let kind = match pickle.node(&pickle.root) {
+        Some(Node::Record(_)) => FileKind::TorchScript { has_gelu: pickle.has_gelu },
+        _ => FileKind::Torch,
+    };
+    Ok(Torch { tensors, kind })
 }
 
 fn read_entry(source: &mut dyn Bytes, entry: Entry) -> Result<Vec<u8>, String> {
@@ -88,9 +95,12 @@ impl Found {
 
     fn of_dictionary(pickle: &Pickle<'_>) -> Result<Found, String> {
         let entries = pickle.entries(&pickle.root).unwrap_or_default();
-        let nested = entries.iter().find(|(key, _)| pickle.text(key) == Some("state_dict"));
+        let entry = |name: &str| entries.iter().find(|(key, _)| pickle.text(key) == Some(name));
+        let nested = STATE_DICTS.into_iter().find_map(|name| Some((name, &entry(name)?.1)));
         let entries = match nested {
-            Some((_, value)) => pickle.entries(value).ok_or("its `state_dict` is no dictionary")?,
+            Some((name, value)) => {
+                pickle.entries(value).ok_or_else(|| format!("its `{name}` is no dictionary"))?
+            }
             None => entries,
         };
         let mut found = Found { tensors: BTreeMap::new() };

@@ -23,6 +23,7 @@ use rand_chacha::rand_core::RngCore;
 use serde::{Deserialize, Serialize};
 
 use super::color;
+use super::decode::{Admission, DecodeLimits, decode};
 use super::error::ImageError;
 use super::picture::{Mode, Picture};
 use super::pipeline::{Interpolation, Rgb8Image};
@@ -130,6 +131,27 @@ impl Augment {
                 Err(ImageError::Setting { field, found, expected })
             }
         }
+    }
+
+    /// [`Augment::rgb8`] of the bytes of a picture file. Where other threads are at pictures so large that this one would
+    /// not fit beside them, it waits ([`DecodeLimits::max_memory`]).
+    ///
+    /// # Errors
+    /// As [`Picture::decode`].
+    ///
+    /// # Panics
+    /// As [`Augment::rgb8`].
+    pub fn open(
+        &self,
+        bytes: &[u8],
+        limits: &DecodeLimits,
+        size: [usize; 2],
+        interpolation: Interpolation,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Rgb8Image, ImageError> {
+        let admission = Admission::shared(limits, false);
+        let picture = decode(bytes, &admission)?;
+        Ok(self.rgb8(&picture, size, interpolation, rng))
     }
 
     /// A random view of the picture, `size` being height and width. Call [`Augment::validate`] on

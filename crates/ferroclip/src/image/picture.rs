@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::decode::{self, DecodeLimits};
+use super::decode::{self, Admission, DecodeLimits};
 use super::error::ImageError;
 
 /// How pixels are stored; the names are PIL's. Samples are 8 bits, interleaved.
@@ -59,7 +59,7 @@ impl Picture {
     /// # Errors
     /// When the bytes are no picture, a damaged one, or one beyond the limits.
     pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
-        decode::decode(bytes, limits)
+        decode::decode(bytes, &Admission::alone(limits))
     }
 
     /// A picture from interleaved RGB bytes.

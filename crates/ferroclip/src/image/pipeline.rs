@@ -6,7 +6,7 @@ use std::ops::Range;
 use ferroclip_kernels::resample::Filter;
 use serde::{Deserialize, Serialize};
 
-use super::decode::DecodeLimits;
+use super::decode::{Admission, DecodeLimits, decode};
 use super::error::ImageError;
 use super::picture::{Mode, Picture};
 use super::resize::resize_to_rgb;
@@ -247,12 +247,14 @@ impl ImagePipeline {
         3 * self.size[0] * self.size[1]
     }
 
-    /// Decodes the bytes of a picture file, resizes and crops.
+    /// Decodes the bytes of a picture file, resizes and crops. Where other threads are at pictures so large that this one
+    /// would not fit beside them, it waits ([`DecodeLimits::max_memory`]).
     ///
     /// # Errors
     /// As [`Picture::decode`].
     pub fn open(&self, bytes: &[u8], limits: &DecodeLimits) -> Result<Rgb8Image, ImageError> {
-        let picture = Picture::decode(bytes, limits)?;
+        let admission = Admission::shared(limits, self.exif);
+        let picture = decode(bytes, &admission)?;
         if self.exif {
             limits.check_turn(&picture)?;
         }

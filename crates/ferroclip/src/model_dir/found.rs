@@ -92,7 +92,7 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
     // would decide nothing.
     let is_settled = match checkpoint.kind() {
         FileKind::Safetensors => true,
-        FileKind::TorchScript => layout.config == ConfigFile::None,
+        FileKind::TorchScript { .. } => layout.config == ConfigFile::None,
         FileKind::Torch => false,
     };
     if let WeightsFile::One(path) = &layout.weights

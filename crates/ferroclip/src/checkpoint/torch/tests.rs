@@ -87,7 +87,7 @@ fn dictionaries_and_checkpoints_are_read() {
     };
     let whole = archive(of());
     let found = read_bytes(whole.clone()).expect("read");
-    assert!(!found.is_script);
+    assert_eq!(found.kind, FileKind::Torch);
     let (w, b) = (&found.tensors["w"], &found.tensors["b"]);
     assert_eq!((w.shape.as_slice(), w.strides.as_ref()), (&[2, 3][..], None));
     assert_eq!(b.start - w.start, 16);
@@ -107,7 +107,7 @@ fn modules_are_walked_through() {
         ("training", b"\x88".to_vec()),
     ]));
     let found = read_bytes(archive(class(dictionary(&[("visual", inner)])))).expect("read");
-    assert!(found.is_script);
+    assert_eq!(found.kind, FileKind::TorchScript { has_gelu: false });
     assert_eq!(found.tensors.keys().collect::<Vec<_>>(), ["visual.weight"]);
     // A module that is its own attribute: `q0` notes it before its state is built.
     let own =

@@ -1,7 +1,7 @@
 //! BMP, read here because PIL's choice among `1`, `L`, `P`, `RGB` and `RGBA` depends on details of
 //! header and palette.
 
-use super::{DecodeLimits, gather, unpack};
+use super::{Admission, gather, unpack};
 use crate::image::error::ImageError;
 use crate::image::picture::{Mode, Picture};
 
@@ -13,10 +13,10 @@ const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     let header = Header::read(bytes)?;
     // Indices and what they are unpacked of are less than an index and its colour.
-    let [width, height] = limits.check(FORMAT, [header.width, header.height], 4)?;
+    let [width, height] = admission.check(FORMAT, [header.width, header.height], 4)?;
     let palette = header.palette(bytes)?;
     let row_bytes = (width * usize::from(header.bits)).div_ceil(32) * 4;
     let data = bytes.get(header.pixels..).ok_or(ImageError::Truncated { format: FORMAT })?;

@@ -4,13 +4,13 @@ use std::io::Cursor;
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 
-use super::{DecodeLimits, is_grey_ramp, pipeline_bytes};
+use super::{Admission, is_grey_ramp, pipeline_bytes};
 use crate::image::error::ImageError;
 use crate::image::picture::{Mode, Picture};
 
 const FORMAT: &str = "GIF";
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
     options.set_memory_limit(MemoryLimit::Unlimited);
@@ -28,8 +28,9 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     // A frame that leaves the screen makes it larger, as in PIL.
     let width = screen[0].max((left + columns) as u64);
     let height = screen[1].max((top + rows) as u64);
-    let [width, height] = limits.check(FORMAT, [width, height], pipeline_bytes(Mode::Palette))?;
-    limits.check(FORMAT, [columns as u64, rows as u64], pipeline_bytes(Mode::Palette))?;
+    let [width, height] =
+        admission.check(FORMAT, [width, height], pipeline_bytes(Mode::Palette))?;
+    admission.check(FORMAT, [columns as u64, rows as u64], pipeline_bytes(Mode::Palette))?;
 
     let mut frame = vec![0; reader.buffer_size()];
     reader.read_into_buffer(&mut frame).map_err(error)?;

@@ -6,14 +6,14 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::{DecodeLimits, pipeline_bytes};
+use super::{Admission, pipeline_bytes};
 use crate::image::error::ImageError;
 use crate::image::exif;
 use crate::image::picture::{Mode, Picture};
 
 const FORMAT: &str = "JPEG";
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     let header = Header::scan(bytes)?;
     let (mode, output) = match header.components {
         1 => (Mode::L, ColorSpace::Luma),
@@ -25,7 +25,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     // Coefficients of 16 bits, where the first scan does not tell all.
     let staged = if header.is_staged { 2 * u64::from(header.components) } else { 0 };
     let pixel_bytes = (mode.channels() as u64 + staged).max(pipeline_bytes(mode));
-    let [width, height] = limits.check(FORMAT, [header.width, header.height], pixel_bytes)?;
+    let [width, height] = admission.check(FORMAT, [header.width, header.height], pixel_bytes)?;
     let options = DecoderOptions::default()
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))

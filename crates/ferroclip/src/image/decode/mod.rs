@@ -1,5 +1,6 @@
 //! Telling formats apart and opening them, one file for each.
 
+mod admission;
 mod bmp;
 mod gif;
 mod jpeg;
@@ -9,6 +10,7 @@ mod webp;
 
 use super::error::ImageError;
 use super::picture::{Mode, Picture};
+pub(super) use admission::Admission;
 
 /// What a picture may cost. Checked on the header, before pixels are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub struct DecodeLimits {
     /// Most pixels, width times height. The default, 178,956,970, is where PIL refuses too.
     pub max_pixels: u64,
     /// Most bytes of memory between the file and the tensor, as the header promises: 3 a pixel for RGB, 9 for a
-    /// progressive JPEG. The default is 480 MB.
+    /// progressive JPEG. The default is 480 MB. Pictures that pass pipelines at the same time share it.
     pub max_memory: u64,
     /// Most bytes of a file that is read from a path. The default is 256 MiB.
     pub max_bytes: u64,
@@ -38,13 +40,13 @@ impl DecodeLimits {
         }
     }
 
-    /// The sides as lengths in memory, when the picture is within the limits with so many bytes for each pixel.
+    /// What a picture takes that is within the limits with so many bytes for each pixel.
     fn check(
         &self,
         format: &'static str,
         [width, height]: [u64; 2],
         pixel_bytes: u64,
-    ) -> Result<[usize; 2], ImageError> {
+    ) -> Result<u64, ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::ZeroSize { format, width, height });
         }
@@ -57,7 +59,7 @@ impl DecodeLimits {
         let bytes = pixels.saturating_mul(pixel_bytes).saturating_add(32 * (width + height));
         match bytes > self.max_memory {
             true => Err(ImageError::TooMuchMemory { width, height, bytes, limit: self.max_memory }),
-            false => Ok([width as usize, height as usize]),
+            false => Ok(bytes),
         }
     }
 
@@ -84,17 +86,17 @@ fn pipeline_bytes(mode: Mode) -> u64 {
 }
 
 /// Decodes a picture of any known format.
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     match bytes {
         [] => Err(ImageError::Empty),
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png::decode(bytes, limits),
-        [0xff, 0xd8, 0xff, ..] => jpeg::decode(bytes, limits),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => png::decode(bytes, admission),
+        [0xff, 0xd8, 0xff, ..] => jpeg::decode(bytes, admission),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            webp::decode(bytes, limits)
+            webp::decode(bytes, admission)
         }
-        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif::decode(bytes, limits),
-        [b'B', b'M', ..] => bmp::decode(bytes, limits),
-        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => tiff::decode(bytes, limits),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => gif::decode(bytes, admission),
+        [b'B', b'M', ..] => bmp::decode(bytes, admission),
+        [b'I', b'I', b'*', 0, ..] | [b'M', b'M', 0, b'*', ..] => tiff::decode(bytes, admission),
         _ => Err(ImageError::UnknownFormat { found: describe(bytes) }),
     }
 }

@@ -4,15 +4,15 @@ use std::io::Cursor;
 
 use png::{BitDepth, ColorType, DecodingError, Transformations};
 
-use super::{DecodeLimits, narrow, pipeline_bytes, unpack};
+use super::{Admission, narrow, pipeline_bytes, unpack};
 use crate::image::error::ImageError;
 use crate::image::exif;
 use crate::image::picture::{Mode, Picture};
 
 const FORMAT: &str = "PNG";
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
-    let [width, height] = header(bytes, limits)?;
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
+    let [width, height] = header(bytes, admission)?;
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::IDENTITY);
     decoder.set_ignore_text_chunk(true);
@@ -33,7 +33,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
 }
 
 /// The sides from the header chunk, which stands first.
-fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<[usize; 2], ImageError> {
+fn header(bytes: &[u8], admission: &Admission<'_>) -> Result<[usize; 2], ImageError> {
     let Some(header) = bytes.get(8..26) else {
         return Err(ImageError::Truncated { format: FORMAT });
     };
@@ -42,7 +42,7 @@ fn header(bytes: &[u8], limits: &DecodeLimits) -> Result<[usize; 2], ImageError>
     }
     let side =
         |at: usize| header[at..at + 4].iter().fold(0, |value, &byte| value << 8 | u64::from(byte));
-    limits.check(FORMAT, [side(8), side(12)], pixel_bytes(header[16], header[17]))
+    admission.check(FORMAT, [side(8), side(12)], pixel_bytes(header[16], header[17]))
 }
 
 /// Bytes that a pixel takes, by the bits of a sample and the code of the colour type; as of RGBA for what is refused later.

@@ -11,7 +11,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::{DecodeLimits, narrow, unpack};
+use super::{Admission, narrow, unpack};
 use crate::image::error::ImageError;
 use crate::image::exif::{Directory, orientation};
 use crate::image::picture::{Mode, Picture};
@@ -25,7 +25,7 @@ const PALETTE: u16 = 3;
 
 type Pages<'a> = Decoder<Cursor<&'a [u8]>>;
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     let directory = Directory::first(bytes).ok_or(ImageError::Truncated { format: FORMAT })?;
     let photometric = directory.short(PHOTOMETRIC);
     let mut file = Cow::Borrowed(bytes);
@@ -47,7 +47,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
     let sample_bytes = u64::from(color.bit_depth().div_ceil(8)) + 1;
     let pixel_bytes = (u64::from(color.num_samples()) * sample_bytes).max(4);
     let [width, height] =
-        limits.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
+        admission.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
     if directory.short(PLANAR) == Some(2) && color.num_samples() > 1 {
         return Err(ImageError::unsupported(FORMAT, "planes stored apart"));
     }

@@ -4,14 +4,14 @@ use std::io::Cursor;
 
 use image_webp::{DecodingError, WebPDecoder};
 
-use super::DecodeLimits;
+use super::Admission;
 use crate::image::error::ImageError;
 use crate::image::exif;
 use crate::image::picture::{Mode, Picture};
 
 const FORMAT: &str = "WebP";
 
-pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, ImageError> {
+pub(super) fn decode(bytes: &[u8], admission: &Admission<'_>) -> Result<Picture, ImageError> {
     // The container states its length; PIL refuses a file that is shorter.
     let length = bytes.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
     if (bytes.len() as u64) < u64::from(length) + 8 {
@@ -28,7 +28,7 @@ pub(super) fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<Picture, Ima
         (false, false) => 7,
     };
     let [width, height] =
-        limits.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
+        admission.check(FORMAT, [u64::from(width), u64::from(height)], pixel_bytes)?;
     let orientation = match decoder.exif_metadata() {
         Ok(Some(exif)) => exif::orientation(&exif),
         _ => 1,
