@@ -3,9 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use ferroclip::{
-    Clip, Config, ImageEncoder, ModelFiles, OpenOptions, Origin, Precision, TextEncoder, Tokenizer,
-};
+use ferroclip::{Clip, ImageEncoder, ModelFiles, OpenOptions, Origin, Precision, TextEncoder};
 use ferroclip_kernels::Isa;
 
 use crate::common::Common;
@@ -150,71 +148,16 @@ impl Encoders {
     }
 }
 
-/// What there is of a model: in some there is one tower.
-pub(crate) enum Opened {
-    Both(Box<Clip>),
-    Image(Box<ImageEncoder>),
-    Text(Box<TextEncoder>),
-}
-
-impl Opened {
-    pub(crate) fn config(&self) -> &Config {
-        match self {
-            Opened::Both(clip) => clip.config(),
-            Opened::Image(encoder) => encoder.config(),
-            Opened::Text(encoder) => encoder.config(),
-        }
-    }
-
-    pub(crate) fn origin(&self) -> &Origin {
-        match self {
-            Opened::Both(clip) => clip.origin(),
-            Opened::Image(encoder) => encoder.origin(),
-            Opened::Text(encoder) => encoder.origin(),
-        }
-    }
-
-    pub(crate) fn tokenizer(&self) -> Option<&Tokenizer> {
-        match self {
-            Opened::Both(clip) => Some(clip.tokenizer()),
-            Opened::Image(_) => None,
-            Opened::Text(encoder) => Some(encoder.tokenizer()),
-        }
-    }
-
-    pub(crate) fn clip(&self) -> Option<&Clip> {
-        match self {
-            Opened::Both(clip) => Some(clip),
-            Opened::Image(_) | Opened::Text(_) => None,
-        }
-    }
-}
-
 impl ModelArgs {
-    /// Opens what there is of the model, where [`ModelArgs::set_up`] has found it.
-    pub(crate) fn open_all(&self, path: Option<&Path>) -> Result<Opened> {
-        let Some(path) = path else {
-            return Ok(Opened::Both(Box::new(Clip::builtin_with(self.options())?)));
-        };
-        let options = self.options();
-        Ok(match Clip::open_with(path, options) {
-            Err(ferroclip::Error::NoTower { tower: "image", .. }) => {
-                Opened::Text(Box::new(TextEncoder::open_with(path, options)?))
-            }
-            Err(ferroclip::Error::NoTower { .. }) => {
-                Opened::Image(Box::new(ImageEncoder::open_with(path, options)?))
-            }
-            clip => Opened::Both(Box::new(clip?)),
-        })
-    }
-
     /// Sets up the computation and opens the model.
     pub(crate) fn open(&self, need: Need, common: &Common) -> Result<Clip> {
         let (path, options) = (self.set_up(common)?, self.options_for(need));
-        Ok(match path {
+        let clip = match path {
             None => Clip::builtin_with(options)?,
             Some(path) => Clip::open_with(path, options)?,
-        })
+        };
+        self.tell_guesses(clip.origin(), common);
+        Ok(clip)
     }
 
     /// What is asked for besides the model.
@@ -277,7 +220,21 @@ impl ModelArgs {
             || (!idle(image)).then(open_image).transpose(),
             || (!idle(text)).then(open_text).transpose(),
         );
-        Ok(Encoders { image: image?, text: text? })
+        let encoders = Encoders { image: image?, text: text? };
+        if let Some(origin) = encoders.origin() {
+            self.tell_guesses(origin, common);
+        }
+        Ok(encoders)
+    }
+
+    /// Says what was assumed that decides all numbers.
+    fn tell_guesses(&self, origin: &Origin, common: &Common) {
+        for guess in origin.guesses() {
+            note(
+                common,
+                &format!("assumed of the model: {guess} (`ferroclip inspect` tells more)"),
+            );
+        }
     }
 
     /// Says that a model cannot have another size here.

@@ -83,7 +83,7 @@ pub use files::write_atomically;
 pub use image::Picture;
 pub use image_encoder::{ImageEmbeddings, ImageEncoder, ImageSource};
 pub use init::init;
-pub use model_dir::{Converted, ModelFiles, Origin, Program, convert};
+pub use model_dir::{Converted, Inspection, ModelFiles, Origin, Program, convert, inspect};
 pub use onnx::{ExportedTower, export_onnx};
 pub use open_options::OpenOptions;
 pub use param::{ParamTensor, Params, WeightTensor, Weights, is_buffer};

@@ -182,7 +182,7 @@ impl TextEncoder {
 }
 
 /// Refuses the tokenizer of another model.
-fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<(), Error> {
+pub(crate) fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<(), Error> {
     let (expected, found) = (config.model.text_cfg.vocab_size, tokenizer.vocab_size());
     match tokenizer.fits(expected) {
         true => Ok(()),

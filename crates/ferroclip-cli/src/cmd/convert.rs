@@ -7,8 +7,8 @@ use ferroclip::Program;
 use serde_json::json;
 
 use crate::common::Common;
-use crate::error::{Done, Result};
-use crate::model::ModelArgs;
+use crate::error::{Done, Error, Result};
+use crate::model::{ModelArgs, PrecisionArg};
 use crate::output;
 
 #[derive(Debug, Args)]
@@ -36,6 +36,10 @@ enum ProgramArg {
 
 pub(crate) fn run(args: &ConvertArgs, common: &Common) -> Result<Done> {
     args.model.refuse_sizes("a conversion")?;
+    if !matches!(args.model.compute.precision, PrecisionArg::F32) {
+        return Err(Error::usage("`--precision` has no meaning for a conversion")
+            .hint("leave it out: tensors are written in the format that they are stored in"));
+    }
     let path = args.model.path(common)?;
     let to = match args.to {
         ProgramArg::OpenClip => Program::OpenClip,

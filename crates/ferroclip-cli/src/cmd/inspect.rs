@@ -9,7 +9,7 @@ use crate::common::Common;
 use crate::error::{Done, Error, Result};
 use crate::model::ModelArgs;
 use crate::output;
-use ferroclip::{Clip, is_buffer};
+use ferroclip::is_buffer;
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -27,8 +27,8 @@ struct Counts {
 
 pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
     let path = args.model.set_up(common)?;
-    let opened = args.model.open_all(path.as_deref())?;
-    let (config, origin, clip) = (opened.config(), opened.origin(), opened.clip());
+    let found = ferroclip::inspect(path.as_deref(), args.model.options())?;
+    let (config, origin) = (&found.config, &found.origin);
     let mut counts = Counts::default();
     let shapes = config.model.parameter_shapes().into_iter();
     for (name, shape) in shapes.filter(|(name, _)| !is_buffer(name)) {
@@ -54,16 +54,20 @@ pub(crate) fn run(args: &InspectArgs, common: &Common) -> Result<Done> {
         "config": written,
         "parameters": {"image": counts.image, "text": counts.text, "total": total},
         "memory": {"f32_bytes": total * 4},
-        "logit_scale": clip.map(Clip::logit_scale),
-        "scale": clip.map(|clip| clip.logit_scale().exp()),
-        "logit_bias": clip.and_then(Clip::logit_bias),
-        "tokenizer": opened.tokenizer().map(|tokenizer| json!({
-            "vocab_size": tokenizer.vocab_size(),
-            "start_id": tokenizer.start_and_end().map(|[start, _]| start),
-            "end_id": tokenizer.start_and_end().map(|[_, end]| end),
-            "pad_id": tokenizer.pad_id(),
-            "context_length": config.model.text_cfg.context_length,
-        })),
+        "logit_scale": found.logit_scale,
+        "scale": found.logit_scale.map(f32::exp),
+        "logit_bias": found.logit_bias,
+        "tokenizer": found.tokenizer.as_ref().map(|tokenizer| match tokenizer {
+            Ok(tokenizer) => json!({
+                "vocab_size": tokenizer.vocab_size(),
+                "start_id": tokenizer.start_and_end().map(|[start, _]| start),
+                "end_id": tokenizer.start_and_end().map(|[_, end]| end),
+                "pad_id": tokenizer.pad_id(),
+                "context_length": config.model.text_cfg.context_length,
+            }),
+            // The rest of the model is sound; what reads texts says this as an error.
+            Err(error) => json!({"error": error.to_string()}),
+        }),
         "preprocess": towers.has_image().then_some(&config.preprocess),
         "templates": config.templates,
         "format": origin.format,

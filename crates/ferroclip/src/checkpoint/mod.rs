@@ -15,7 +15,7 @@
 //! names and shapes with the config, before the first element is read. Tensors are then read one by one, through a
 //! small buffer, into their final form; files are not mapped into memory.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, SeekFrom};
 use std::path::Path;
 
@@ -99,12 +99,15 @@ impl FileKind {
 
 impl TensorFile {
     pub(super) fn open(path: &Path) -> Result<(TensorFile, FileKind), Error> {
-        let file = File::open(path).map_err(|source| Error::io("read", path, source))?;
-        let is_file = file.metadata().map_err(|source| Error::io("read", path, source))?.is_file();
-        if !is_file {
-            let source = io::Error::from(io::ErrorKind::IsADirectory);
-            return Err(Error::io("read", path, source));
+        let io = |source| Error::io("read", path, source);
+        // Before it is opened: a pipe would wait for a writer.
+        let found = fs::metadata(path).map_err(io)?;
+        match () {
+            () if found.is_dir() => return Err(io(io::ErrorKind::IsADirectory.into())),
+            () if !found.is_file() => return Err(io(io::Error::other("it is no regular file"))),
+            () => {}
         }
+        let file = File::open(path).map_err(io)?;
         TensorFile::new(Box::new(file), &path.display().to_string())
     }
 

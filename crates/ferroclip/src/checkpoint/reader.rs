@@ -205,6 +205,15 @@ impl TensorReader {
         Outgoing::new(places, |name| dtypes[name], |name| self.read(name).map(Cow::Owned))
     }
 
+    /// Reads all tensors and keeps none.
+    ///
+    /// # Errors
+    /// When one cannot be read, or holds what no model can have.
+    pub(crate) fn check_all(&mut self) -> Result<(), Error> {
+        let names: Vec<String> = self.shapes.keys().cloned().collect();
+        names.iter().try_for_each(|name| self.pieces(name, &mut |_| {}))
+    }
+
     /// All tensors.
     pub(crate) fn read_all(mut self) -> Result<Weights, Error> {
         let names: Vec<String> = self.shapes.keys().cloned().collect();

@@ -54,6 +54,16 @@ pub struct Origin {
     pub ignored: Vec<String>,
 }
 
+impl Origin {
+    /// The assumptions that another file of the model would have settled, and that change all numbers: the activation of
+    /// weights without a config, and the image pipeline.
+    pub fn guesses(&self) -> impl Iterator<Item = &str> {
+        let decisive =
+            |line: &&str| ["`quick_gelu`", "the image"].iter().any(|of| line.starts_with(of));
+        self.assumptions.iter().map(String::as_str).filter(decisive)
+    }
+}
+
 /// Opens the model at this path.
 ///
 /// # Errors

@@ -57,9 +57,17 @@ impl Layout {
     /// The files of the model at this path, a directory or a file of weights.
     pub(super) fn find(path: &Path) -> Result<Layout, Error> {
         let metadata = fs::metadata(path).map_err(|source| Error::io("open", path, source))?;
-        match metadata.is_dir() {
-            true => Layout::of_directory(path),
-            false => Layout::of_file(path),
+        let no_model =
+            |reason: &str| Err(Error::NoModel { path: path.to_owned(), reason: reason.to_owned() });
+        let is_json = path.extension().is_some_and(|extension| extension == "json");
+        match () {
+            () if metadata.is_dir() => Layout::of_directory(path),
+            // Opening a pipe would wait for a writer.
+            () if !metadata.is_file() => no_model("it is neither a file nor a directory"),
+            () if is_json && !path.to_string_lossy().ends_with(INDEX) => no_model(
+                "it holds no weights; a config belongs to the directory or weights beside it",
+            ),
+            () => Layout::of_file(path),
         }
     }
 

@@ -24,12 +24,14 @@ use crate::tokenizer::Tokenizer;
 mod convert;
 mod found;
 mod hugging_face;
+mod inspect;
 mod layout;
 mod tokenizer;
 
 pub use convert::{Converted, Program, convert};
 pub use found::Origin;
 pub(crate) use found::{Found, open, open_with};
+pub use inspect::{Inspection, inspect};
 
 const CONFIG_FILE: &str = "open_clip_config.json";
 const WEIGHTS_FILE: &str = "open_clip_model.safetensors";
