@@ -117,6 +117,8 @@ fn models() {
     write(&config, text.replacen("\"embed_dim\"", "\"surprise\": 1, \"embed_dim\"", 1).as_bytes());
     inspect(&unknown).fails(1, "surprise");
     inspect(&folder.path().display().to_string()).fails(1, "no model in");
+    inspect(&config.display().to_string()).fails(1, "it holds no weights");
+    inspect("/dev/null").fails(1, "neither a file nor a directory");
 }
 
 #[cfg(target_os = "linux")]

@@ -47,12 +47,41 @@ fn verify_prints_differences_and_fails_beyond_the_limit() {
 }
 
 #[test]
+fn what_is_assumed_is_said() {
+    let picture = |name: &str| {
+        let small = tempdir().unwrap();
+        let picture = crate::common::draw(&small.path().join("x.png"), [1, 2, 3]);
+        let out = small.path().join("x.npy").display().to_string();
+        run(&["preprocess", &picture, "--out", &out, "--model", &fixture(name)])
+    };
+    let bare = picture("openai-vit/model.pt");
+    assert_eq!(bare.code, 0);
+    assert!(
+        bare.stderr.contains("note: assumed of the model: `quick_gelu`: true"),
+        "{}",
+        bare.stderr
+    );
+    assert_eq!(picture("open-clip-bin").stderr, "");
+}
+
+#[test]
+fn a_vocabulary_that_does_not_fit_is_shown() {
+    let model = fixture("clipa");
+    let document = run(&["inspect", "--model", &model, "--json"]).json();
+    let error = document["tokenizer"]["error"].as_str().expect("an error");
+    assert!(error.contains("49408") && document["format"] == "safetensors", "{error}");
+    run(&["tokenize", "--text", "a", "--model", &model]).fails(1, "49408");
+}
+
+#[test]
 fn convert_writes_a_model_that_gives_the_same() {
     let folder = tempdir().unwrap();
     let out = |name: &str| folder.path().join(name).display().to_string();
     let model = fixture("openai-vit/model.pt");
     let done = run(&["convert", "--model", &model, "--to", "hf", "--out", &out("hf"), "--json"]);
     assert_eq!(done.code, 0, "{}", done.stderr);
+    run(&["convert", "--model", &model, "--to", "hf", "--out", &out("x"), "--precision", "bf16"])
+        .fails(2, "`--precision` has no meaning");
     let document = done.json();
     assert_eq!(
         (&document["verified"], &document["tensors"]),

@@ -110,6 +110,26 @@ fn int8_is_the_same_on_every_set_and_close() {
     }
 }
 
+/// A row that is lost is lost in every precision, and no other is.
+#[test]
+fn what_is_no_number_stays_none() {
+    let [m, n, k] = [14, 33, 70];
+    for isa in Isa::available() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            for (lost, place) in [(f32::NAN, 3), (f32::INFINITY, 64), (f32::NAN, 69)] {
+                let (mut x, w, bias) = (values(m * k, 1), values(n * k, 2), values(n, 3));
+                x[5 * k + place] = lost;
+                let got = product(isa, precision, [m, n, k], [&x, &w, &bias], false);
+                for (i, row) in got.chunks_exact(n).enumerate() {
+                    let is_lost = row.iter().all(|y| !y.is_finite());
+                    assert_eq!(is_lost, i == 5, "{isa:?} {precision:?} {lost} row {i}");
+                    assert!(is_lost || row.iter().all(|y| y.is_finite()), "{isa:?} {precision:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn threads_and_neighbours_change_nothing() {
     let [m, n, k] = [200, 70, 800];

@@ -300,17 +300,22 @@ pub(super) fn bf16_pair(first: f32, second: f32) -> u32 {
     (bf16_bits(first) >> 16) | bf16_bits(second)
 }
 
-/// The scale that takes the largest of these numbers to 127.
+/// The scale that takes the largest of these numbers to 127; NaN where one is NaN or infinite, so that no sum of them is
+/// a number.
 #[inline(always)]
 pub(super) fn int8_scale(row: &[f32]) -> f32 {
-    let mut largest = [0.0f32; 16];
+    let (mut largest, mut nothing) = ([0.0f32; 16], [0.0f32; 16]);
     let (chunks, rest) = row.as_chunks::<16>();
     for chunk in chunks {
-        for (top, x) in largest.iter_mut().zip(chunk) {
+        for ((top, nothing), x) in largest.iter_mut().zip(&mut nothing).zip(chunk) {
             *top = if x.abs() > *top { x.abs() } else { *top };
+            // 0, but for what is no number.
+            *nothing += x * 0.0;
         }
     }
-    largest.iter().chain(rest).fold(0.0, |top: f32, x| top.max(x.abs())) / 127.0
+    let largest = largest.iter().chain(rest).fold(0.0, |top: f32, x| top.max(x.abs()));
+    let nothing: f32 = nothing.iter().sum::<f32>() + rest.iter().map(|x| x * 0.0).sum::<f32>();
+    largest / 127.0 + nothing
 }
 
 /// 1 / scale, and 0 for a row of zeros.
