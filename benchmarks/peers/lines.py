@@ -48,7 +48,8 @@ def image(line: str, model: str, batch: int, precision: str, must: float) -> Cas
     float_onnx = common | {"file": ["image.onnx"]}
     peers = {
         # Its best bf16 misses the cosine on some models: f32 counts as well then.
-        "pytorch": settings("pytorch", common | {"precision": ["bf16", "autocast", "f32"] if precision == "bf16" else ["f32"]}),
+        "pytorch": settings("pytorch", common | {
+            "precision": ["bf16", "autocast", "f32"] if precision == "bf16" else ["f32"], "compiled": [False, True]}),
         "onnxruntime": settings("onnxruntime", float_onnx),
         "openvino": settings("openvino", float_onnx | {"precision": [precision], "hint": HINTS}),
     }
@@ -87,7 +88,7 @@ def text_dynamic(line: str, precision: str, must: float) -> Case:
 
 def training(line: str, precision: str, context_length: int, must: float) -> Case:
     grid = {"precision": [precision], "what": ["train"], "batch": [32], "captions": [CAPTIONS], "warm_up": [1],
-            "context_length": [context_length], "fused": [True, False]}
+            "context_length": [context_length], "fused": [True, False], "compiled": [False, True]}
     title = f"ViT-B-32 training step {precision}, batch 32, peer with {context_length} rows"
     peers = {"pytorch": settings("pytorch-training", grid)}
     return Case(line, title, "ViT-B-32", "train", 32, precision, must, peers, {}, CAPTIONS)

@@ -128,7 +128,7 @@ def setting(job: dict) -> str:
     words = [job.get("hint"), job.get("precision"), job.get("decoder")]
     words += [job.get("file", "").replace("image-int8.xml", "NNCF").replace("image-int8.onnx", "dynamic") if "int8" in job.get("file", "") else None]
     words += [f"in parts of {job['chunk']}" if job.get("chunk") else None]
-    words += [f"{job['loaders']} workers" if "loaders" in job else None, "fused AdamW" if job.get("fused") else None]
+    words += [f"{job['loaders']} workers" if "loaders" in job else None, "fused AdamW" if job.get("fused") else None, "compiled" if job.get("compiled") else None]
     return ", ".join(word for word in words if word) or "default"
 
 

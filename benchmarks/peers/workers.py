@@ -77,6 +77,8 @@ class Torch(Peer):
         self.dtype = torch.bfloat16 if self.job["precision"] == "bf16" else torch.float32
         model = model.to(self.dtype)
         self.tower = model.encode_image if self.job["what"] == "image" else model.encode_text
+        if self.job.get("compiled"):
+            self.tower = torch.compile(self.tower)
 
     def make_batches(self) -> list:
         batches = [self.torch.from_numpy(batch) for batch in super().make_batches()]
@@ -172,6 +174,8 @@ class TorchTraining(Peer):
         self.torch, self.loss = torch, ClipLoss()
         self.model = models.load(self.folder, self.job["context_length"]).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=self.job["fused"])
+        if self.job["compiled"]:
+            self.model = torch.compile(self.model)
 
     def make_batches(self) -> list:
         import open_clip
