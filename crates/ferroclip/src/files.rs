@@ -52,6 +52,17 @@ pub(crate) fn sync_directory(path: &Path) {
     }
 }
 
+/// Opens a file to be read. A pipe, whose opening would wait for a writer, is refused first.
+pub(crate) fn open_regular(path: &Path) -> Result<File, Error> {
+    let io = |source| Error::io("read", path, source);
+    let found = fs::metadata(path).map_err(io)?;
+    match () {
+        () if found.is_dir() => Err(io(io::ErrorKind::IsADirectory.into())),
+        () if !found.is_file() => Err(io(io::Error::other("not a regular file"))),
+        () => File::open(path).map_err(io),
+    }
+}
+
 /// Reads a text file of at most `max_bytes`.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Error> {
     String::from_utf8(read_bytes(path, max_bytes)?).map_err(|_| {
@@ -63,7 +74,7 @@ pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Error> {
 /// Reads a file of at most `max_bytes`.
 pub(crate) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> {
     let io_error = |source| Error::io("read", path, source);
-    let file = File::open(path).map_err(io_error)?;
+    let file = open_regular(path)?;
     let mut bytes = Vec::new();
     let read = io::Read::read_to_end(&mut io::Read::take(file, max_bytes + 1), &mut bytes);
     if read.map_err(io_error)? as u64 > max_bytes {

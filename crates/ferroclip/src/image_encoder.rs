@@ -1,7 +1,6 @@
 //! Pictures to embeddings: the image tower with its pipeline.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use crate::config::{Config, Towers};
 use crate::embed_options::{EmbedOptions, Features};
 use crate::embeddings::Embeddings;
 use crate::error::Error;
+use crate::files::open_regular;
 use crate::image::{ImageError, Picture};
 use crate::model_dir::{self, Origin};
 use crate::open_options::OpenOptions;
@@ -308,14 +308,21 @@ struct PixelBatch {
 /// The bytes of a picture file, if they are not more than `limit`.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let read_error = |error| Error::io("read", path, error);
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(read_error)?;
+    let file = open_regular(path)?;
+    let too_long = || Error::Image {
+        name: path.display().to_string(),
+        source: ImageError::TooManyBytes { limit },
+    };
+    let length = file.metadata().map_err(read_error)?.len();
+    if length > limit {
+        return Err(too_long());
+    }
+    // At once: bytes that grow as they are read are there twice.
+    let mut bytes = Vec::with_capacity(length as usize + 1);
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(read_error)?;
+    // It may have grown meanwhile.
     match bytes.len() as u64 > limit {
-        true => Err(Error::Image {
-            name: path.display().to_string(),
-            source: ImageError::TooManyBytes { limit },
-        }),
+        true => Err(too_long()),
         false => Ok(bytes),
     }
 }

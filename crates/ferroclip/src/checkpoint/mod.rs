@@ -15,14 +15,14 @@
 //! names and shapes with the config, before the first element is read. Tensors are then read one by one, through a
 //! small buffer, into their final form; files are not mapped into memory.
 
-use std::fs::{self, File};
-use std::io::{self, SeekFrom};
+use std::io::SeekFrom;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::ModelConfig;
 use crate::error::Error;
+use crate::files::open_regular;
 use crate::param::Weights;
 use stored::{Bytes, TensorFile};
 
@@ -99,15 +99,7 @@ impl FileKind {
 
 impl TensorFile {
     pub(super) fn open(path: &Path) -> Result<(TensorFile, FileKind), Error> {
-        let io = |source| Error::io("read", path, source);
-        // Before it is opened: a pipe would wait for a writer.
-        let found = fs::metadata(path).map_err(io)?;
-        match () {
-            () if found.is_dir() => return Err(io(io::ErrorKind::IsADirectory.into())),
-            () if !found.is_file() => return Err(io(io::Error::other("it is no regular file"))),
-            () => {}
-        }
-        let file = File::open(path).map_err(io)?;
+        let file = open_regular(path)?;
         TensorFile::new(Box::new(file), &path.display().to_string())
     }
 
