@@ -16,7 +16,7 @@ use ferroclip_ops::Precision;
 use super::found::{Found, open};
 use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use super::{hugging_face, new_folder, write_text};
-use crate::checkpoint::{Dialect, infer_shapes};
+use crate::checkpoint::{Dialect, infer_shapes, ratio};
 use crate::config::{Config, ModelConfig, Towers};
 use crate::error::Error;
 use crate::image::{Convention, ImagePipeline};
@@ -133,6 +133,7 @@ fn written_config(config: &Config, to: Program) -> Result<Config, String> {
             let shapes = config.model.parameter_shapes();
             let shapes = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
             let (again, _) = infer_shapes(shapes, true)?;
+            let again = as_openai_builds(again);
             same(&without_names(&config.model), &without_names(&again), "OpenAI's code")?;
             written.model.custom_text = false;
         }
@@ -140,9 +141,24 @@ fn written_config(config: &Config, to: Program) -> Result<Config, String> {
     Ok(written)
 }
 
-/// The config without what changes no numbers of inference, or is the tokenizer's.
+/// What `build_model` of OpenAI's code makes of the shapes: it knows no other heads, hidden channels and norms.
+fn as_openai_builds(mut model: ModelConfig) -> ModelConfig {
+    const HEAD_WIDTH: usize = 64;
+    model.vision_cfg.head_width = HEAD_WIDTH;
+    model.vision_cfg.mlp_ratio = 4.0;
+    model.vision_cfg.no_ln_pre = false;
+    model.text_cfg.heads = model.text_cfg.width / HEAD_WIDTH;
+    model.text_cfg.mlp_ratio = 4.0;
+    model
+}
+
+/// The config without what changes no numbers of inference, or is the tokenizer's. A ratio that was rounded is the one
+/// of the hidden channels that it gives.
 fn without_names(model: &ModelConfig) -> ModelConfig {
     let mut model = model.clone();
+    let (vision, text) = (&mut model.vision_cfg, &mut model.text_cfg);
+    vision.mlp_ratio = ratio(vision.mlp_width(), vision.width);
+    text.mlp_ratio = ratio(text.mlp_width(), text.width);
     model.custom_text = false;
     model.init_logit_scale = None;
     model.vision_cfg.timm_model_name = None;
@@ -249,4 +265,43 @@ fn embeddings(found: &mut Found) -> Result<[Vec<f32>; 2], Error> {
     ids[length - 1] = last as u32;
     let text: Tensor<2> = text.forward(&[ids]);
     Ok([elements(image), elements(text)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(change: impl FnOnce(&mut ModelConfig)) -> Config {
+        let mut config = Config::preset("ViT-B-32-quickgelu").expect("a preset");
+        change(&mut config.model);
+        config
+    }
+
+    /// Shapes that OpenAI's `build_model` does not ask: it would fail, or give other numbers.
+    #[test]
+    fn what_openai_does_not_build_is_refused_by_its_field() {
+        let refused = |change: fn(&mut ModelConfig), field: &str| {
+            let reason = written_config(&config(change), Program::OpenAi).expect_err(field);
+            assert!(reason.contains(&format!("`{field}`")), "{reason}");
+        };
+        assert!(written_config(&config(|_| {}), Program::OpenAi).is_ok());
+        refused(|model| model.vision_cfg.mlp_ratio = 2.0, "vision_cfg.mlp_ratio");
+        refused(|model| model.text_cfg.mlp_ratio = 2.0, "text_cfg.mlp_ratio");
+        refused(|model| model.vision_cfg.no_ln_pre = true, "vision_cfg.no_ln_pre");
+        refused(|model| model.text_cfg.heads = 4, "text_cfg.heads");
+        // The width of H, for which heads of 80 channels are usual.
+        let wide = |model: &mut ModelConfig| {
+            (model.vision_cfg.width, model.vision_cfg.head_width) = (1280, 80);
+        };
+        refused(wide, "vision_cfg.head_width");
+    }
+
+    #[test]
+    fn a_ratio_that_was_rounded_is_written() {
+        let rounded = config(|model| {
+            model.vision_cfg.mlp_ratio = 1.3333;
+            model.text_cfg.mlp_ratio = 2.7;
+        });
+        written_config(&rounded, Program::Transformers).expect("it has hidden channels");
+    }
 }
