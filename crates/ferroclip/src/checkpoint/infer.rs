@@ -20,27 +20,28 @@ const HEAD_WIDTHS: [(usize, usize); 4] = [(1280, 80), (1408, 88), (1664, 104), (
 /// # Errors
 /// When they are not those of a CLIP model with a Vision Transformer or OpenAI's ResNet.
 pub(crate) fn infer(checkpoint: &Checkpoint) -> Result<(ModelConfig, Vec<String>), String> {
-    let quick_gelu = matches!(checkpoint.kind(), FileKind::TorchScript { has_gelu: false });
-    let (model, mut assumed) = infer_shapes(checkpoint.shapes(), quick_gelu)?;
-    if checkpoint.kind() == (FileKind::TorchScript { has_gelu: true }) {
-        assumed[0] = "`quick_gelu`: false: the archive holds modules `GELU`".to_owned();
-    }
-    Ok((model, assumed))
+    let (quick_gelu, because) = match checkpoint.kind() {
+        FileKind::TorchScript { has_gelu: false } => {
+            (true, "as in all archives of OpenAI's: no module in it is a `GELU`")
+        }
+        FileKind::TorchScript { has_gelu: true } => (false, "the archive holds modules `GELU`"),
+        FileKind::Safetensors | FileKind::Torch => (
+            false,
+            "open_clip's default: the weights do not tell; give a config beside them if they are OpenAI's",
+        ),
+    };
+    let (model, assumed) = infer_shapes(checkpoint.shapes(), quick_gelu)?;
+    let activation = format!("`quick_gelu`: {quick_gelu}, {because}");
+    Ok((model, [vec![activation], assumed].concat()))
 }
 
-/// The config of tensors of these shapes, and what was assumed.
+/// The config of tensors of these shapes with this activation, and what was assumed besides.
 pub(crate) fn infer_shapes<'a>(
     shapes: impl IntoIterator<Item = (&'a str, &'a [usize])>,
     quick_gelu: bool,
 ) -> Result<(ModelConfig, Vec<String>), String> {
     let shapes = Shapes(shapes.into_iter().map(|(name, shape)| (plain(name), shape)).collect());
     let mut assumed = Vec::new();
-    assumed.push(match quick_gelu {
-        true => "`quick_gelu`: true, as in all archives of OpenAI's: no module in it is a `GELU`".to_owned(),
-        false => {
-            "`quick_gelu`: false, open_clip's default: the weights do not tell; give a config beside them if they are OpenAI's".to_owned()
-        }
-    });
     let vision_cfg = match shapes.0.contains_key("visual.proj") {
         true => shapes.transformer(&mut assumed)?,
         false => shapes.resnet()?,
