@@ -86,6 +86,9 @@ impl Error {
             }
             io::ErrorKind::PermissionDenied => Some("check the permissions of the path"),
             io::ErrorKind::IsADirectory => Some("give a file, not a directory"),
+            io::ErrorKind::InvalidInput => {
+                Some("give a file that lies on a disk; what comes from a pipe can be saved to one")
+            }
             io::ErrorKind::AlreadyExists => Some("give a path that does not exist yet"),
             _ => None,
         };

@@ -58,7 +58,9 @@ pub(crate) fn open_regular(path: &Path) -> Result<File, Error> {
     let found = fs::metadata(path).map_err(io)?;
     match () {
         () if found.is_dir() => Err(io(io::ErrorKind::IsADirectory.into())),
-        () if !found.is_file() => Err(io(io::Error::other("not a regular file"))),
+        () if !found.is_file() => {
+            Err(io(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")))
+        }
         () => File::open(path).map_err(io),
     }
 }

@@ -46,6 +46,11 @@ fn pictures() {
     classify(&write(&file("cut.jpg"), &jpeg)).fails(1, "cut.jpg");
     classify(&write(&file("text.png"), b"I am a text")).fails(1, "a text that begins with");
     classify(&huge_png(&file("huge.png"))).fails(1, "60000 x 60000");
+    classify("/dev/null").fails(1, "not a regular file");
+    // Of a file that is too long nothing is read.
+    let long = std::fs::File::create(file("long.png")).unwrap();
+    long.set_len(300 << 20).unwrap();
+    classify(&file("long.png").display().to_string()).fails(1, "more than 268435456 bytes");
     let empty = tempdir().unwrap();
     classify(&empty.path().display().to_string()).fails(1, "no pictures in");
 }
