@@ -68,11 +68,11 @@ pub fn verify(
     let found = model_dir::open_with(model, &options)?;
     let images = reference.expected("images", "image_unit")?;
     let texts = reference.expected("ids", "text_unit")?;
-    for (_, tower) in [(images.is_some(), Towers::Image), (texts.is_some(), Towers::Text)]
-        .into_iter()
-        .filter(|(is_wanted, _)| *is_wanted)
-    {
-        found.needs(tower, model)?;
+    if images.is_some() {
+        found.needs(Towers::Image, model)?;
+    }
+    if texts.is_some() {
+        found.needs(Towers::Text, model)?;
     }
     let config = found.config;
     let (mut supply, model) = (Supply::new(found.tensors, &config.model, options), &config.model);

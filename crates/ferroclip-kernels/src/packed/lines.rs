@@ -44,14 +44,12 @@ impl Drop for Lines {
         }
         let mut freed = freed();
         freed.push(buffer);
-        if freed.len() > KEPT {
-            let smallest = freed.iter().enumerate().min_by_key(|(_, buffer)| buffer.len());
-            if let Some((place, _)) = smallest {
-                let dropped = freed.swap_remove(place);
-                drop(freed);
-                drop(dropped);
-            }
-        }
+        let smallest = freed.iter().enumerate().min_by_key(|(_, buffer)| buffer.len());
+        let place = smallest.map(|(place, _)| place).filter(|_| freed.len() > KEPT);
+        let dropped = place.map(|place| freed.swap_remove(place));
+        // Nobody waits while memory is given back.
+        drop(freed);
+        drop(dropped);
     }
 }
 
