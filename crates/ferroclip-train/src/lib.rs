@@ -40,7 +40,7 @@ mod schedule;
 pub use checkpoint::Best;
 pub use config::{
     BatchNormMode, DataSection, ModelSection, OptimizerSection, RunSection, TrainConfig, TrainData,
-    ValidData,
+    TrainPrecision, ValidData,
 };
 pub use error::TrainError;
 pub use eval::{
