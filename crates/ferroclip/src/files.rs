@@ -65,6 +65,15 @@ pub(crate) fn open_regular(path: &Path) -> Result<File, Error> {
     }
 }
 
+/// Whether a file is there that need not be. A link to nothing, a directory or a pipe of its name is an error: to go on
+/// as if there were none would be to guess.
+pub(crate) fn is_there(path: &Path) -> Result<bool, Error> {
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        _ => open_regular(path).map(|_| true),
+    }
+}
+
 /// Reads a text file of at most `max_bytes`.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> Result<String, Error> {
     String::from_utf8(read_bytes(path, max_bytes)?).map_err(|_| {
@@ -89,6 +98,24 @@ pub(crate) fn read_bytes(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_file_is_not_taken_for_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        assert!(!is_there(&path("none")).expect("nothing"));
+        fs::write(path("file"), "").expect("written");
+        assert!(is_there(&path("file")).expect("a file"));
+        fs::create_dir(path("directory")).expect("made");
+        assert!(is_there(&path("directory")).is_err());
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(path("file"), path("link")).expect("linked");
+            assert!(is_there(&path("link")).expect("a link to a file"));
+            std::os::unix::fs::symlink(path("none"), path("dangling")).expect("linked");
+            assert!(is_there(&path("dangling")).is_err());
+        }
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_content_and_nothing_else() {

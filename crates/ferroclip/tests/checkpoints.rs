@@ -295,7 +295,45 @@ fn what_was_assumed_is_said() {
         (hf.format, hf.dialect, hf.conventions),
         ("safetensors", "Hugging Face", "transformers")
     );
-    assert!(hf.assumptions.is_empty(), "{hf:?}");
+    assert_eq!(
+        hf.assumptions,
+        ["the vocabulary: OpenAI's, there is neither `tokenizer.json` nor `merges.txt`"]
+    );
+    let vision = origin("hf-vision", None).assumptions;
+    assert!(!vision.iter().any(|line| line.starts_with("the vocabulary")), "{vision:?}");
+    let siglip = origin("hf-siglip", None);
+    assert!(siglip.assumptions[0].starts_with("the preparation of texts"), "{siglip:?}");
+}
+
+/// To go on as if the file were not there would be to guess.
+#[test]
+#[cfg(unix)]
+fn files_that_cannot_be_read_are_not_taken_for_absent() {
+    let files = [
+        ("hf-bin", "tokenizer.json"),
+        ("hf-bin", "merges.txt"),
+        ("hf-bin", "processor_config.json"),
+        ("hf-siglip", "tokenizer_config.json"),
+        ("open-clip-bin", "open_clip_model.safetensors"),
+    ];
+    for (name, file) in files {
+        let copy = copy_of(name);
+        let path = copy.path().join(file);
+        std::fs::create_dir(&path).expect("made");
+        assert_error(copy.path(), "io", file);
+        std::fs::remove_dir(&path).expect("removed");
+        std::os::unix::fs::symlink("nothing", &path).expect("linked");
+        assert_error(copy.path(), "io", file);
+    }
+}
+
+#[test]
+fn weights_of_an_unusual_name_are_told() {
+    let copy = copy_of("hf-bin");
+    let path = copy.path().join("epoch_1.pt");
+    std::fs::rename(copy.path().join("pytorch_model.bin"), &path).expect("renamed");
+    assert_error(copy.path(), "model", "epoch_1.pt` can be given by its path");
+    assert!(ferroclip::ImageEncoder::open(&path).is_ok());
 }
 
 #[test]
@@ -341,6 +379,7 @@ fn siglip_goes_to_transformers_and_not_to_openai() {
     let error =
         convert(&model, Program::OpenAi, &parent.path().join("openai")).expect_err("refused");
     assert_eq!((error.kind(), error.hint().is_some()), ("model", true), "{error}");
+    assert!(error.to_string().contains("`init_logit_bias`"), "{error}");
     // timm has no tower of this width.
     let error =
         convert(&model, Program::OpenClip, &parent.path().join("open-clip")).expect_err("refused");

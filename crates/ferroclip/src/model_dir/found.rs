@@ -17,7 +17,7 @@ use super::{hugging_face, tokenizer};
 use crate::checkpoint::{Checkpoint, FileKind, TensorReader, infer};
 use crate::config::{Config, Towers};
 use crate::error::Error;
-use crate::files::read_text;
+use crate::files::{is_there, read_text};
 use crate::image::ImagePipeline;
 use crate::open_options::OpenOptions;
 use crate::pretrained::{self, Pretrained};
@@ -56,10 +56,11 @@ pub struct Origin {
 
 impl Origin {
     /// The assumptions that another file of the model would have settled, and that change all numbers: the activation of
-    /// weights without a config, and the image pipeline.
+    /// weights without a config, the image pipeline, and how texts become ids.
     pub fn guesses(&self) -> impl Iterator<Item = &str> {
-        let decisive =
-            |line: &&str| ["`quick_gelu`", "the image"].iter().any(|of| line.starts_with(of));
+        const DECISIVE: [&str; 4] =
+            ["`quick_gelu`", "the image", "the vocabulary", "the preparation of texts"];
+        let decisive = |line: &&str| DECISIVE.iter().any(|of| line.starts_with(of));
         self.assumptions.iter().map(String::as_str).filter(decisive)
     }
 }
@@ -118,6 +119,9 @@ fn open_known(path: &Path, table: &str) -> Result<Found, Error> {
         ConfigFile::HuggingFace(_) => Conventions::Transformers,
         _ => Conventions::OpenClip,
     };
+    if config.model.towers.has_text() {
+        origin.assumptions.extend(tokenizer::assumed(&layout.folder, &config, conventions)?);
+    }
     let tensors = checkpoint.model(&config.model)?;
     Ok(Found { config, tensors, origin, folder: layout.folder, conventions })
 }
@@ -207,9 +211,9 @@ fn translated(
     checkpoint: &Checkpoint,
     origin: &mut Origin,
 ) -> Result<Config, Error> {
-    let file = |name: &str| match folder.join(name) {
-        path if path.is_file() => read_text(&path, MAX_CONFIG_BYTES).map(Some),
-        _ => Ok(None),
+    let file = |name: &str| {
+        let path = folder.join(name);
+        is_there(&path)?.then(|| read_text(&path, MAX_CONFIG_BYTES)).transpose()
     };
     let nested = file(hugging_face::PROCESSOR_FILE)?;
     let of_images = match nested.as_deref().and_then(hugging_face::image_processor) {

@@ -9,11 +9,13 @@ use serde_json::Value;
 use super::hugging_face::{self, CONFIG_FILE as HF_CONFIG_FILE};
 use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, tokenizer};
 use crate::error::Error;
-use crate::files::read_text;
+use crate::files::{is_there, read_text};
 
 /// Files of weights by program, the preferred one first.
 const OPEN_CLIP_WEIGHTS: [&str; 2] = [WEIGHTS_FILE, "open_clip_pytorch_model.bin"];
 const HF_WEIGHTS: [&str; 2] = [hugging_face::WEIGHTS_FILE, "pytorch_model.bin"];
+/// Last parts of the names of other files of weights.
+const WEIGHTS_EXTENSIONS: [&str; 4] = ["bin", "pt", "pth", "safetensors"];
 /// Files that may lie beside config and weights.
 const BESIDE: [&str; 5] = [
     TOKENIZER_FILE,
@@ -87,7 +89,7 @@ impl Layout {
 
     fn of_directory(folder: &Path) -> Result<Layout, Error> {
         let no_model = |reason: String| Error::NoModel { path: folder.to_owned(), reason };
-        let config = config_in(folder);
+        let config = config_in(folder)?;
         let names = match &config {
             ConfigFile::None => {
                 return Err(no_model(format!(
@@ -99,20 +101,21 @@ impl Layout {
             ConfigFile::HuggingFace(_) => HF_WEIGHTS.to_vec(),
         };
         for name in &names {
-            if folder.join(name).is_file() {
+            if is_there(&folder.join(name))? {
                 let weights = WeightsFile::One(folder.join(name));
                 return Ok(Layout { folder: folder.to_owned(), config, weights });
             }
             let index = folder.join(format!("{name}{INDEX}"));
-            if index.is_file() {
+            if is_there(&index)? {
                 let weights = shards(&index)?;
                 return Ok(Layout { folder: folder.to_owned(), config, weights });
             }
         }
-        Err(no_model(format!(
-            "there is no file of weights in it: none of `{}`",
-            names.join("`, `")
-        )))
+        let reason = format!("there is no file of weights in it: none of `{}`", names.join("`, `"));
+        Err(no_model(match other_weights(folder) {
+            Some(path) => format!("{reason}; `{}` can be given by its path", path.display()),
+            None => reason,
+        }))
     }
 
     fn of_file(path: &Path) -> Result<Layout, Error> {
@@ -121,17 +124,28 @@ impl Layout {
             true => shards(path)?,
             false => WeightsFile::One(path.to_owned()),
         };
-        Ok(Layout { config: config_in(&folder), folder, weights })
+        Ok(Layout { config: config_in(&folder)?, folder, weights })
     }
 }
 
-fn config_in(folder: &Path) -> ConfigFile {
-    let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    match (file(CONFIG_FILE), file(HF_CONFIG_FILE)) {
-        (Some(path), _) => ConfigFile::OpenClip(path),
-        (None, Some(path)) => ConfigFile::HuggingFace(path),
-        (None, None) => ConfigFile::None,
-    }
+fn config_in(folder: &Path) -> Result<ConfigFile, Error> {
+    let (open_clip, hugging_face) = (folder.join(CONFIG_FILE), folder.join(HF_CONFIG_FILE));
+    Ok(match () {
+        () if is_there(&open_clip)? => ConfigFile::OpenClip(open_clip),
+        () if is_there(&hugging_face)? => ConfigFile::HuggingFace(hugging_face),
+        () => ConfigFile::None,
+    })
+}
+
+/// A file in this directory that has another name than programs look for, but looks like weights: a training
+/// checkpoint, say.
+fn other_weights(folder: &Path) -> Option<PathBuf> {
+    let paths = fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_weights = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        path.is_file() && extension.is_some_and(|it| WEIGHTS_EXTENSIONS.contains(&it))
+    };
+    paths.filter(is_weights).min()
 }
 
 /// The files that an index names. They lie beside it: a name with a path in it is refused.

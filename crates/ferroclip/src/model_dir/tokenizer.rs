@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::config::{Cleaning, Config, TextPool, TokenizerConfig};
 use crate::error::Error;
-use crate::files::read_text;
+use crate::files::{is_there, read_text};
 use crate::tokenizer::{Normalization, Tokenizer, TokenizerError};
 
 /// Longest vocabulary, and longest list of special tokens, that is read.
@@ -35,6 +35,33 @@ pub(super) fn load(
         Conventions::OpenClip => of_open_clip(folder, config),
         Conventions::Transformers => of_transformers(folder, config),
     }
+}
+
+/// What is assumed of texts where files are missing. The vocabulary itself is not read.
+pub(super) fn assumed(
+    folder: &Path,
+    config: &Config,
+    conventions: Conventions,
+) -> Result<Option<String>, Error> {
+    let (text, is_there) = (&config.model.text_cfg, |name: &str| is_there(&folder.join(name)));
+    let has_own = match conventions {
+        Conventions::OpenClip => text.hf_tokenizer_name.is_some(),
+        Conventions::Transformers => text.pool_type == TextPool::Last,
+    };
+    let assumed = match conventions {
+        _ if has_own && !is_there(TOKENIZER_CONFIG_FILE)? => format!(
+            "the preparation of texts: as `{TOKENIZER_FILE}` alone says, there is no `{TOKENIZER_CONFIG_FILE}`"
+        ),
+        Conventions::Transformers
+            if !has_own && !is_there(TOKENIZER_FILE)? && !is_there(MERGES_FILE)? =>
+        {
+            format!(
+                "the vocabulary: OpenAI's, there is neither `{TOKENIZER_FILE}` nor `{MERGES_FILE}`"
+            )
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(assumed))
 }
 
 /// As open_clip: OpenAI's own vocabulary unless the config names another, which the directory then holds.
@@ -75,10 +102,10 @@ fn of_transformers(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
         let tokenizer = Tokenizer::from_json(&json, about.as_deref(), false);
         return Ok(named(&whole, tokenizer)?.normalized(normalization));
     }
-    let tokenizer = if whole.is_file() {
+    let tokenizer = if is_there(&whole)? {
         let json = read_text(&whole, MAX_TOKENIZER_BYTES)?;
         named(&whole, Tokenizer::from_transformers_json(&json))?
-    } else if merges.is_file() {
+    } else if is_there(&merges)? {
         named(&merges, Tokenizer::from_merges(&read_text(&merges, MAX_TOKENIZER_BYTES)?))?
     } else {
         Tokenizer::openai()
@@ -89,7 +116,7 @@ fn of_transformers(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
 /// The names of special tokens, if the directory has them.
 fn about(folder: &Path) -> Result<Option<String>, Error> {
     let path = folder.join(TOKENIZER_CONFIG_FILE);
-    match path.is_file() {
+    match is_there(&path)? {
         true => read_text(&path, MAX_CONFIG_BYTES).map(Some),
         false => Ok(None),
     }
