@@ -94,6 +94,10 @@ fn convert_writes_a_model_that_gives_the_same() {
 
     run(&["convert", "--model", &model, "--to", "hf", "--out", &out("hf")]).fails(1, "hf");
     let resnet = fixture("openai-resnet/model.pt");
+    let done =
+        run(&["convert", "--model", &resnet, "--to", "open-clip", "--out", &out("rn"), "--json"]);
+    let notes = done.json()["notes"].to_string();
+    assert!(notes.contains("`num_batches_tracked`"), "{notes}");
     run(&["convert", "--model", &resnet, "--to", "hf", "--out", &out("no")])
         .fails(1, "`vision_cfg.layers`");
     assert!(!PathBuf::from(out("no")).exists());

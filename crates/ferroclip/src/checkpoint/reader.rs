@@ -11,7 +11,7 @@ use super::dialect::{Dialect, Place, transposed};
 use super::resize::Resize;
 use super::stored::{Stored, TensorFile};
 use super::write::Outgoing;
-use super::{FileKind, is_bookkeeping};
+use super::{BATCHES_TRACKED, FileKind, is_bookkeeping};
 use crate::config::ModelConfig;
 use crate::error::Error;
 use crate::param::{WeightTensor, Weights, differences, first_impossible};
@@ -23,6 +23,8 @@ pub(crate) struct Checkpoint {
     origin: String,
     /// The file that each tensor is in.
     tensors: BTreeMap<String, usize>,
+    /// Step counts of batch norms, which are passed over.
+    n_counters: usize,
     dialect: Dialect,
     kind: FileKind,
 }
@@ -54,7 +56,7 @@ impl Checkpoint {
         origin: String,
         kind: FileKind,
     ) -> Result<Checkpoint, Error> {
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut n_counters) = (BTreeMap::new(), 0);
         let tower = lone_tower(&files);
         for (number, file) in files.iter_mut().enumerate() {
             // Training on several devices, and `torch.compile`, put these before all names, in either order.
@@ -64,6 +66,8 @@ impl Checkpoint {
             if let Some(tower) = tower {
                 file.put_below(tower);
             }
+            n_counters +=
+                file.tensors.keys().filter(|name| name.ends_with(BATCHES_TRACKED)).count();
             file.tensors.retain(|name, _| !is_bookkeeping(name));
             for name in file.tensors.keys() {
                 if tensors.insert(name.clone(), number).is_some() {
@@ -77,7 +81,7 @@ impl Checkpoint {
             return Err(file.bad(reason.to_owned()));
         }
         let dialect = Dialect::of(tensors.keys().map(String::as_str));
-        Ok(Checkpoint { files, origin, tensors, dialect, kind })
+        Ok(Checkpoint { files, origin, tensors, n_counters, dialect, kind })
     }
 
     /// How it calls its tensors.
@@ -156,6 +160,11 @@ impl TensorReader {
         let shape = self.shapes.get_mut(name).expect("a tensor of the config");
         shape[0] = resize.rows();
         self.resized.insert(name.to_owned(), resize);
+    }
+
+    /// How many step counts of batch norms (`num_batches_tracked`) the files hold. They are not read.
+    pub(crate) fn n_counters(&self) -> usize {
+        self.checkpoint.n_counters
     }
 
     /// Whether the config has a tensor of this name.

@@ -95,13 +95,22 @@ impl Found {
 
     fn of_dictionary(pickle: &Pickle<'_>) -> Result<Found, String> {
         let entries = pickle.entries(&pickle.root).unwrap_or_default();
-        let entry = |name: &str| entries.iter().find(|(key, _)| pickle.text(key) == Some(name));
-        let nested = STATE_DICTS.into_iter().find_map(|name| Some((name, &entry(name)?.1)));
-        let entries = match nested {
-            Some((name, value)) => {
-                pickle.entries(value).ok_or_else(|| format!("its `{name}` is no dictionary"))?
+        let is_tensor = |value: &Value| matches!(pickle.node(value), Some(Node::Tensor { .. }));
+        // `model` may also be the name of the architecture, or its config.
+        let state_dict = |name: &'static str| {
+            let (_, value) = entries.iter().find(|(key, _)| pickle.text(key) == Some(name))?;
+            let nested = pickle.entries(value)?;
+            nested.iter().any(|(_, value)| is_tensor(value)).then_some((name, nested))
+        };
+        let nested: Vec<_> = STATE_DICTS.into_iter().filter_map(state_dict).collect();
+        let entries = match nested[..] {
+            [] => entries,
+            [(_, nested)] => nested,
+            [(first, _), (second, _), ..] => {
+                return Err(format!(
+                    "it holds weights as `{first}` and as `{second}`: which, it does not say"
+                ));
             }
-            None => entries,
         };
         let mut found = Found { tensors: BTreeMap::new() };
         for (key, value) in entries {

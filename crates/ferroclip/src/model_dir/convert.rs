@@ -17,7 +17,7 @@ use super::found::{Found, open};
 use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
 use super::{hugging_face, new_folder, write_text};
 use crate::checkpoint::{Dialect, infer_shapes, ratio};
-use crate::config::{Config, ModelConfig, Towers};
+use crate::config::{Config, ModelConfig, TextConfig, Towers, VisionConfig};
 use crate::error::Error;
 use crate::image::{Convention, ImagePipeline};
 use crate::param::elements;
@@ -70,6 +70,12 @@ pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error
             found.origin.conventions,
             to.conventions()
         ));
+    }
+    match found.tensors.n_counters() {
+        0 => {}
+        n => notes.push(format!(
+            "the step counts of {n} batch norms (`num_batches_tracked`) are not written: nothing reads them"
+        )),
     }
     let tokenizer = match to {
         // It has its own.
@@ -130,26 +136,47 @@ fn written_config(config: &Config, to: Program) -> Result<Config, String> {
             }
         }
         Program::OpenAi => {
+            let ours = without_names(&config.model);
+            let same = |theirs: ModelConfig| same(&ours, &without_names(&theirs), "OpenAI's code");
+            same(as_openai_builds(config.model.clone()))?;
+            // What the shapes do not tell, or tell otherwise.
             let shapes = config.model.parameter_shapes();
             let shapes = shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()));
-            let (again, _) = infer_shapes(shapes, true)?;
-            let again = as_openai_builds(again);
-            same(&without_names(&config.model), &without_names(&again), "OpenAI's code")?;
+            same(infer_shapes(shapes, true)?.0)?;
             written.model.custom_text = false;
         }
     }
     Ok(written)
 }
 
-/// What `build_model` of OpenAI's code makes of the shapes: it knows no other heads, hidden channels and norms.
-fn as_openai_builds(mut model: ModelConfig) -> ModelConfig {
+/// What `build_model` of OpenAI's code makes of a model: sizes are its own, and there is no other choice.
+fn as_openai_builds(model: ModelConfig) -> ModelConfig {
     const HEAD_WIDTH: usize = 64;
-    model.vision_cfg.head_width = HEAD_WIDTH;
-    model.vision_cfg.mlp_ratio = 4.0;
-    model.vision_cfg.no_ln_pre = false;
-    model.text_cfg.heads = model.text_cfg.width / HEAD_WIDTH;
-    model.text_cfg.mlp_ratio = 4.0;
-    model
+    let (vision, text) = (model.vision_cfg, model.text_cfg);
+    ModelConfig {
+        embed_dim: model.embed_dim,
+        quick_gelu: true,
+        init_logit_scale: None,
+        init_logit_bias: None,
+        custom_text: false,
+        towers: Towers::Both,
+        vision_cfg: VisionConfig {
+            image_size: vision.image_size,
+            layers: vision.layers,
+            width: vision.width,
+            head_width: HEAD_WIDTH,
+            patch_size: vision.patch_size,
+            ..VisionConfig::default()
+        },
+        text_cfg: TextConfig {
+            context_length: text.context_length,
+            vocab_size: text.vocab_size,
+            width: text.width,
+            heads: text.width / HEAD_WIDTH,
+            layers: text.layers,
+            ..TextConfig::default()
+        },
+    }
 }
 
 /// The config without what changes no numbers of inference, or is the tokenizer's. A ratio that was rounded is the one
@@ -270,6 +297,7 @@ fn embeddings(found: &mut Found) -> Result<[Vec<f32>; 2], Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ImagePool, TextPool};
 
     fn config(change: impl FnOnce(&mut ModelConfig)) -> Config {
         let mut config = Config::preset("ViT-B-32-quickgelu").expect("a preset");
@@ -294,6 +322,9 @@ mod tests {
             (model.vision_cfg.width, model.vision_cfg.head_width) = (1280, 80);
         };
         refused(wide, "vision_cfg.head_width");
+        refused(|model| model.quick_gelu = false, "quick_gelu");
+        refused(|model| model.text_cfg.pool_type = TextPool::Last, "text_cfg.pool_type");
+        refused(|model| model.vision_cfg.pool_type = ImagePool::Map, "vision_cfg.pool_type");
     }
 
     #[test]

@@ -94,6 +94,14 @@ fn dictionaries_and_checkpoints_are_read() {
     // Beside what training keeps.
     let checkpoint = dictionary(&[("epoch", b"K\x03".to_vec()), ("state_dict", of())]);
     assert_eq!(read_bytes(archive(checkpoint)).expect("read").tensors.len(), 2);
+    // `model` may be a name, or settings; two dictionaries of tensors are one too many.
+    let named = dictionary(&[("state_dict", of()), ("model", text("ViT-B-32"))]);
+    assert_eq!(read_bytes(archive(named)).expect("read").tensors.len(), 2);
+    let settings = dictionary(&[("layers", b"K\x03".to_vec())]);
+    let beside = dictionary(&[("model", settings), ("state_dict", of())]);
+    assert_eq!(read_bytes(archive(beside)).expect("read").tensors.len(), 2);
+    let twice = dictionary(&[("model", of()), ("state_dict", of())]);
+    assert_error(archive(twice), "as `state_dict` and as `model`");
     for tenth in 0..10 {
         assert!(read_bytes(whole[..whole.len() * tenth / 10].to_vec()).is_err());
     }
