@@ -83,7 +83,10 @@ impl Layout {
                 path.display(),
                 other.join(", ")
             ))
-            .hint("choose another `--out`, or repeat what that file says")),
+            .hint(
+                "choose another `--out`, repeat what that file says, or delete it where no embeddings lie \
+                 beside it",
+            )),
         }
     }
 

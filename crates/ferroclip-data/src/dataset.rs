@@ -218,17 +218,24 @@ impl Dataset {
 }
 
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
-    let mut bytes = Vec::new();
-    let read = open_regular(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes);
-    read.map_err(|error| DataError::io(path, error))?;
-    if bytes.len() as u64 > limit {
-        return Err(DataError::PictureTooLarge {
+    let io = |error| DataError::io(path, error);
+    let file = open_regular(path)?;
+    let fits = |found: u64| match found <= limit {
+        true => Ok(()),
+        false => Err(DataError::PictureTooLarge {
             path: path.parent().unwrap_or(path).to_owned(),
             name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            found: bytes.len() as u64,
+            found,
             limit,
-        });
-    }
+        }),
+    };
+    // Of a file that is too long nothing is read.
+    let length = file.metadata().map_err(io)?.len();
+    fits(length)?;
+    let mut bytes = Vec::with_capacity(length as usize + 1);
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    // It may have grown meanwhile.
+    fits(bytes.len() as u64)?;
     Ok(bytes)
 }
 

@@ -94,7 +94,17 @@ pub(crate) fn unknown(text: &str) -> Error {
              a pair that `ferroclip fetch --list` prints"
         )
     };
+    if is_path(text) {
+        return Error::input(format!("no such model: there is no file or directory `{text}`"))
+            .hint("check the path; it is relative to the current directory");
+    }
     Error::input(format!("no such model: `{text}`")).hint(near(text).unwrap_or_else(general))
+}
+
+/// Whether a text can only be meant for a path.
+fn is_path(text: &str) -> bool {
+    const EXTENSIONS: [&str; 5] = [".bin", ".json", ".pt", ".pth", ".safetensors"];
+    text.contains(['/', '\\']) || EXTENSIONS.iter().any(|extension| text.ends_with(extension))
 }
 
 /// The tags of the model, or the models whose names begin alike.
@@ -161,5 +171,8 @@ mod tests {
         let alike = hint("ViT-L-15:openai");
         assert!(alike.contains("`ViT-L-14`") && !alike.contains("`RN50`"), "{alike}");
         assert!(hint("nowhere").contains("fetch --list"));
+        for path in ["ViT-B-32.pt", "models/ViT-B-32", "./ViT-B-32:openai"] {
+            assert!(hint(path).contains("check the path"), "{path}");
+        }
     }
 }
