@@ -27,6 +27,10 @@ pub struct PackedRows {
     scratch: Scratch,
 }
 
+/// Elements of each column that all tiles take before one takes the next: what they take of a row lies side by side, and
+/// memory is read faster in long pieces. They are the pairs of one step.
+const STRIP: usize = 2 * STEP;
+
 /// One tile and its place.
 struct Slot<'a> {
     first: usize,
@@ -93,20 +97,22 @@ impl PackedRows {
             _ => Form::Rounded,
         };
         let (slots, scratch) = self.slots(packer, [n, width]);
-        for Slot { first, scales, tile } in slots {
-            let shape = [scales.len(), col, width];
-            if !kind.tiles() {
-                columns::pack(isa, mr, form, &data[first..], shape, tile);
-                continue;
-            }
-            scratch.grouped.reserve(tile.len());
-            let grouped = &mut scratch.grouped.groups_mut()[..tile.len()];
-            grouped[width.div_ceil(2) * mr..].fill(0);
-            columns::pack(isa, mr, form, &data[first..], shape, grouped);
-            for (grouped, tile) in
-                grouped.chunks_exact(mr * STEP).zip(tile.chunks_exact_mut(mr * STEP))
-            {
-                interleave(isa, mr, Rows { data: grouped, held: STEP, stride: mr }, STEP, tile);
+        let mut slots: Vec<Slot> = slots.collect();
+        for k0 in (0..width).step_by(STRIP) {
+            let depth = STRIP.min(width - k0);
+            for Slot { first, scales, tile } in &mut slots {
+                let (data, shape) = (&data[k0 * col + *first..], [scales.len(), col, depth]);
+                let tile = &mut tile[k0 / kind.elements() * mr..];
+                if !kind.tiles() {
+                    columns::pack(isa, mr, form, data, shape, tile);
+                    continue;
+                }
+                scratch.grouped.reserve(STEP * mr);
+                let grouped = &mut scratch.grouped.groups_mut()[..STEP * mr];
+                grouped[depth.div_ceil(2) * mr..].fill(0);
+                columns::pack(isa, mr, form, data, shape, grouped);
+                let rows = Rows { data: grouped, held: STEP, stride: mr };
+                interleave(isa, mr, rows, STEP, &mut tile[..STEP * mr]);
             }
         }
     }
