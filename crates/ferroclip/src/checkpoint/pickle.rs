@@ -443,9 +443,21 @@ impl Machine<'_> {
                 None => Err("the pickle calls a name without its argument".to_owned()),
             },
             Name::RebuildTensor => {
-                let [storage, offset, size, stride, ..] = arguments.as_slice() else {
+                let [storage, offset, size, stride, rest @ ..] = arguments.as_slice() else {
                     return Err("the pickle holds a tensor without storage, size or stride".into());
                 };
+                // Behind whether it is trained and its hooks, of which there are none in a file.
+                let is_plain = |metadata: &Value| match node(metadata) {
+                    Some(Node::Dict(entries)) => entries.is_empty(),
+                    _ => *metadata == Value::Nothing,
+                };
+                if !rest.iter().skip(2).all(is_plain) {
+                    return Err(
+                        "the pickle holds a tensor that is negated, conjugated or the like; \
+                                save its `.contiguous().clone()`"
+                            .into(),
+                    );
+                }
                 let [storage, offset, size, stride] =
                     [storage, offset, size, stride].map(Clone::clone);
                 self.make(Node::Tensor { storage, offset, size, stride })
@@ -462,7 +474,9 @@ impl Machine<'_> {
         match self.top()? {
             Node::Record(kept) => *kept = state,
             // Attributes of a dictionary (`_metadata`) and of what is passed over.
-            Node::Dict(_) | Node::Skipped | Node::Tensor { .. } => {}
+            Node::Dict(_) | Node::Skipped => {}
+            // PyTorch would put another storage, shape or place in the place of its own.
+            Node::Tensor { .. } => return Err("the pickle gives a state to a tensor".to_owned()),
             _ => return Err("the pickle gives a state to what has none".to_owned()),
         }
         Ok(())

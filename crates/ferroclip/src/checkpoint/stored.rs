@@ -78,17 +78,21 @@ impl TensorFile {
         if let Some(strides) = &stored.strides {
             return self.gather(name, &stored, strides, convert, each);
         }
-        self.run(name, stored.start, stored.bytes(), convert, each)
+        let mut piece = Vec::new();
+        self.run(name, stored.start, stored.bytes(), &mut |chunk| {
+            piece.clear();
+            convert(chunk, &mut piece);
+            each(&piece)
+        })
     }
 
-    /// The elements of a part of the file.
+    /// The bytes of a part of the file, some at a time.
     fn run(
         &mut self,
         name: &str,
         start: u64,
         bytes: u64,
-        convert: Convert,
-        each: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let read_error = |origin: &str, e: io::Error| {
             let reason = match e.kind() {
@@ -103,13 +107,10 @@ impl TensorFile {
         sought.map_err(|e| read_error(&self.origin, e))?;
         let mut left = bytes;
         let mut buffer = vec![0; left.min(CHUNK_BYTES as u64) as usize];
-        let mut piece = Vec::new();
         while left > 0 {
             let chunk = &mut buffer[..left.min(CHUNK_BYTES as u64) as usize];
             self.source.read_exact(chunk).map_err(|e| read_error(&self.origin, e))?;
-            piece.clear();
-            convert(chunk, &mut piece);
-            each(&piece)?;
+            each(chunk)?;
             left -= chunk.len() as u64;
         }
         Ok(())
@@ -129,17 +130,19 @@ impl TensorFile {
         }
         let last: usize =
             stored.shape.iter().zip(strides).map(|(n, stride)| (n - 1) * stride).sum();
-        let mut all = Vec::with_capacity(last + 1);
-        let bytes = ((last + 1) * stored.dtype.bitsize() / 8) as u64;
-        self.run(name, stored.start, bytes, convert, &mut |piece| {
-            all.extend_from_slice(piece);
+        let width = stored.dtype.bitsize() / 8;
+        let bytes = (last + 1) * width;
+        // As they are: widened they could take more memory than the file.
+        let mut all = Vec::with_capacity(bytes);
+        self.run(name, stored.start, bytes as u64, &mut |chunk| {
+            all.extend_from_slice(chunk);
             Ok(())
         })?;
         let mut index = vec![0; stored.shape.len()];
         let mut piece = Vec::with_capacity(CHUNK_BYTES / 4);
         for _ in 0..stored.elements() {
             let place: usize = index.iter().zip(strides).map(|(i, stride)| i * stride).sum();
-            piece.push(all[place]);
+            convert(&all[place * width..][..width], &mut piece);
             if piece.len() == CHUNK_BYTES / 4 {
                 each(&piece)?;
                 piece.clear();

@@ -97,12 +97,12 @@ impl Found {
         let entries = pickle.entries(&pickle.root).unwrap_or_default();
         let is_tensor = |value: &Value| matches!(pickle.node(value), Some(Node::Tensor { .. }));
         // `model` may also be the name of the architecture, or its config.
-        let state_dict = |name: &'static str| {
-            let (_, value) = entries.iter().find(|(key, _)| pickle.text(key) == Some(name))?;
+        let state_dict = |(key, value): &'_ (Value, Value)| {
+            let name = pickle.text(key).filter(|name| STATE_DICTS.contains(name))?;
             let nested = pickle.entries(value)?;
             nested.iter().any(|(_, value)| is_tensor(value)).then_some((name, nested))
         };
-        let nested: Vec<_> = STATE_DICTS.into_iter().filter_map(state_dict).collect();
+        let nested: Vec<_> = entries.iter().filter_map(state_dict).collect();
         let entries = match nested[..] {
             [] => entries,
             [(_, nested)] => nested,

@@ -100,8 +100,10 @@ fn dictionaries_and_checkpoints_are_read() {
     let settings = dictionary(&[("layers", b"K\x03".to_vec())]);
     let beside = dictionary(&[("model", settings), ("state_dict", of())]);
     assert_eq!(read_bytes(archive(beside)).expect("read").tensors.len(), 2);
-    let twice = dictionary(&[("model", of()), ("state_dict", of())]);
-    assert_error(archive(twice), "as `state_dict` and as `model`");
+    let two = dictionary(&[("model", of()), ("state_dict", of())]);
+    assert_error(archive(two), "as `model` and as `state_dict`");
+    let twice = dictionary(&[("state_dict", of()), ("state_dict", of())]);
+    assert_error(archive(twice), "as `state_dict` and as `state_dict`");
     for tenth in 0..10 {
         assert!(read_bytes(whole[..whole.len() * tenth / 10].to_vec()).is_err());
     }
@@ -130,6 +132,20 @@ fn strides_of_views_are_kept() {
     // The stride of a single index does not matter.
     let found = read_bytes(archive(dictionary(&[("t", tensor("0", 6, 0, &[1, 6], &[77, 1]))])));
     assert_eq!(found.expect("read").tensors["t"].strides, None);
+}
+
+/// What PyTorch would make other numbers of.
+#[test]
+fn tensors_that_are_no_plain_views_are_refused() {
+    let plain = tensor("0", 6, 0, &[6], &[1]);
+    let with = |metadata: &[u8]| [&plain[..plain.len() - 2], metadata, b"tR"].concat();
+    let negated = with(&[&b"}"[..], &text("neg"), b"\x88s"].concat());
+    assert_error(archive(dictionary(&[("w", negated)])), "negated");
+    for metadata in [&b"}"[..], b"N"] {
+        assert!(read_bytes(archive(dictionary(&[("w", with(metadata))]))).is_ok());
+    }
+    let moved = [&plain[..], &tuple(&[0]), b"b"].concat();
+    assert_error(archive(dictionary(&[("w", moved)])), "a state to a tensor");
 }
 
 #[test]
