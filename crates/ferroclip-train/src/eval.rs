@@ -173,7 +173,8 @@ pub fn embed_pictures(
 ) -> Result<Pictures, TrainError> {
     let batch_size = if options.batch_size == 0 { 64 } else { options.batch_size };
     let (stop, limits) = (options.stop, options.limits);
-    let embed = EmbedOptions { batch_size, stop, limits, ..EmbedOptions::default() };
+    let rgb_first = dataset.benchmark().is_some();
+    let embed = EmbedOptions { batch_size, stop, limits, rgb_first, ..EmbedOptions::default() };
     let (mut data, mut good, mut tally) = (Vec::new(), Vec::new(), Tally::default());
     for (place, rows) in rows.chunks(batch_size).enumerate() {
         let files: Vec<_> = rows.par_iter().map(|&row| dataset.read(row)).collect();

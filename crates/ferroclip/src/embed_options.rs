@@ -37,6 +37,9 @@ pub struct EmbedOptions<'a> {
     pub limits: DecodeLimits,
     /// Turn pictures upright by their EXIF data; the references do not.
     pub exif: bool,
+    /// Turn pictures to RGB before they are resized. CLIP_benchmark's loader does; open_clip resizes a palette's
+    /// indices, and grey with alpha or CMYK as they are.
+    pub rgb_first: bool,
     /// Called with the number of inputs done so far.
     pub progress: Option<&'a (dyn Fn(usize) + Sync)>,
     /// Looked at between batches; once it is true, the call ends with [`Error::Cancelled`].
@@ -51,6 +54,7 @@ impl Default for EmbedOptions<'_> {
             normalize: true,
             limits: DecodeLimits::default(),
             exif: false,
+            rgb_first: false,
             progress: None,
             stop: None,
         }
@@ -95,6 +99,7 @@ impl fmt::Debug for EmbedOptions<'_> {
             .field("normalize", &self.normalize)
             .field("limits", &self.limits)
             .field("exif", &self.exif)
+            .field("rgb_first", &self.rgb_first)
             .finish_non_exhaustive()
     }
 }

@@ -167,6 +167,7 @@ impl ImageEncoder {
     ) -> Result<(), Error> {
         let mut pipeline = self.config.preprocess.clone();
         pipeline.exif |= options.exif;
+        pipeline.rgb_first |= options.rgb_first;
         let limits = &options.limits;
         let named = |name: String| move |source| Error::Image { name, source };
         let image = match source {

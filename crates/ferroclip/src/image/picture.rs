@@ -194,17 +194,27 @@ impl Picture {
     }
 
     /// The picture on a white ground, as PIL's `alpha_composite` puts it there.
-    pub(super) fn on_white(mut self) -> Picture {
+    pub(super) fn on_white(self) -> Picture {
+        self.recolored(white_behind)
+    }
+
+    /// [`Picture::without_alpha`] of a picture that is given away.
+    pub(super) fn into_rgb(self) -> Picture {
+        self.recolored(|[r, g, b, _]| [r, g, b])
+    }
+
+    /// The picture in RGB, each pixel's colour made of what it was, with its transparency.
+    fn recolored(mut self, color: fn([u8; 4]) -> [u8; 3]) -> Picture {
         let channels = self.mode.channels();
         let n = self.width * self.height;
         let mut pixels = std::mem::take(&mut self.pixels);
         if channels < 3 {
-            let colors = pixels.chunks_exact(channels).map(|p| white_behind(self.rgba(p)));
+            let colors = pixels.chunks_exact(channels).map(|p| color(self.rgba(p)));
             pixels = decode::gather(n, colors);
         } else {
             // Where they are: a large picture does not fit twice.
             for i in 0..n {
-                let color = white_behind(self.rgba(&pixels[i * channels..][..channels]));
+                let color = color(self.rgba(&pixels[i * channels..][..channels]));
                 pixels[i * 3..][..3].copy_from_slice(&color);
             }
             pixels.truncate(n * 3);

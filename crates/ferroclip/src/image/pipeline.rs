@@ -149,6 +149,7 @@ impl PreprocessConfig {
             fill_color: self.fill_color.unwrap_or(0),
             convention: Convention::OpenClip,
             exif: false,
+            rgb_first: false,
         };
         pipeline.validate()?;
         Ok(pipeline)
@@ -182,6 +183,8 @@ pub struct ImagePipeline {
     /// Turn pictures upright by their EXIF data first. No part of the file form: the references
     /// never do it.
     pub exif: bool,
+    /// Turn pictures to RGB before they are resized, as loaders of WebDataset do. No part of the file form.
+    pub rgb_first: bool,
 }
 
 impl Default for ImagePipeline {
@@ -196,6 +199,7 @@ impl Default for ImagePipeline {
             fill_color: 0,
             convention: Convention::OpenClip,
             exif: false,
+            rgb_first: false,
         }
     }
 }
@@ -273,6 +277,8 @@ impl ImagePipeline {
         let is_plain = picture.mode() == Mode::Rgb && !picture.has_alpha();
         if self.convention == Convention::HuggingFace && !is_plain {
             picture = Cow::Owned(picture.into_owned().on_white());
+        } else if self.rgb_first && !is_plain {
+            picture = Cow::Owned(picture.into_owned().into_rgb());
         }
         let [height, width] = self.size;
         let (resized, filter) = self.resized([picture.width(), picture.height()]);

@@ -130,6 +130,18 @@ fn exif_is_applied_when_asked_and_only_then() {
 }
 
 #[test]
+fn pictures_are_rgb_first_where_that_is_asked_for() {
+    let plain = ImagePipeline { size: [8, 8], ..ImagePipeline::default() };
+    let first = ImagePipeline { rgb_first: true, ..plain.clone() };
+    let rgba: Vec<u8> = (0..40 * 30 * 4).map(|i| (i * 37 % 251) as u8).collect();
+    let rgb = rgba.chunks(4).flat_map(|p| [p[0], p[1], p[2]]).collect();
+    let of_rgb = plain.rgb8(Picture::from_rgb8(40, 30, rgb));
+    let picture = Picture::from_rgba8(40, 30, rgba);
+    assert_eq!(first.rgb8(&picture).pixels, of_rgb.pixels);
+    assert_ne!(plain.rgb8(&picture).pixels, of_rgb.pixels, "alpha weighs colours");
+}
+
+#[test]
 fn the_tensor_is_open_clips() {
     for (case, expected) in cases("tensor") {
         let pipeline = pipeline(&case);
