@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use ferroclip::{Clip, ImageEncoder, ModelFiles, OpenOptions, Origin, Precision, TextEncoder};
+use ferroclip::{
+    Clip, ImageEncoder, ModelFiles, OpenOptions, Origin, Precision, Pretrained, TextEncoder,
+};
 use ferroclip_kernels::Isa;
 
 use crate::common::Common;
@@ -274,6 +276,10 @@ pub(crate) fn from_hub(model: &str, common: &Common) -> Result<Option<PathBuf>> 
     if Path::new(model).exists() {
         return Ok(None);
     }
-    let name = hub::Name::parse(model).transpose()?;
-    name.map(|name| hub::locate(&name, common)).transpose()
+    let Some(name) = hub::Name::parse(model).transpose()? else { return Ok(None) };
+    let folder = hub::locate(&name, common)?;
+    if let Some(known) = Pretrained::all().find(|known| known.name() == model) {
+        known.check(&folder)?;
+    }
+    Ok(Some(folder))
 }

@@ -10,7 +10,9 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use crate::config::{Config, ModelConfig};
+use crate::error::Error;
 use crate::image::{ImagePipeline, Interpolation, ResizeMode};
+use crate::model_dir;
 
 /// A line for each pair.
 pub(crate) const TABLE: &str = include_str!("pretrained.tsv");
@@ -72,6 +74,31 @@ impl<'a> Pretrained<'a> {
         Some(Pretrained { model, tag, hub, file, sha256, quick_gelu, pipeline })
     }
 
+    /// Whether the model in this directory, which was looked up by the name of these weights, computes their activation.
+    ///
+    /// # Errors
+    /// When its config asks for the other one, or it cannot be opened.
+    pub fn check(&self, folder: &Path) -> Result<(), Error> {
+        let config = model_dir::open(folder)?.config;
+        match self.contradiction(&config.model, "name") {
+            None => Ok(()),
+            Some(reason) => Err(Error::Config { origin: folder.display().to_string(), reason }),
+        }
+    }
+
+    /// What a config says against these weights, which are known by `how`.
+    pub(crate) fn contradiction(&self, config: &ModelConfig, how: &str) -> Option<String> {
+        let kind = |quick: bool| if quick { "QuickGELU" } else { "GELU" };
+        (config.quick_gelu != self.quick_gelu).then(|| {
+            format!(
+                "it asks for {}, but by their {how} the weights are `{}`, which have {}",
+                kind(config.quick_gelu),
+                self.name(),
+                kind(self.quick_gelu)
+            )
+        })
+    }
+
     /// `model:tag`.
     pub fn name(&self) -> String {
         format!("{}:{}", self.model, self.tag)
@@ -81,7 +108,8 @@ impl<'a> Pretrained<'a> {
     fn has_the_shape_of(&self, config: &ModelConfig) -> bool {
         let shape = |model: &ModelConfig| {
             let vision = &model.vision_cfg;
-            (model.embed_dim, vision.width, vision.layers, vision.patch(), vision.image_size.each())
+            // Not the image's size: another one may give the same grid.
+            (model.embed_dim, vision.width, vision.layers, vision.patch(), vision.grid())
         };
         match Config::preset(self.model) {
             Ok(preset) => shape(&preset.model) == shape(config),

@@ -294,12 +294,24 @@ fn origin(url: &str) -> Option<(String, String)> {
 }
 
 fn host(url: &str) -> String {
-    origin(url).map_or_else(String::new, |(_, authority)| authority)
+    origin(url).map_or_else(String::new, |(_, authority)| without_password(&authority).to_owned())
 }
 
-/// An address without what may be a signature in it.
-fn shown(url: &str) -> &str {
-    url.split('?').next().unwrap_or_default()
+/// An address without what may be a signature or a password in it.
+fn shown(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            format!("{scheme}://{}{path}", without_password(authority))
+        }
+        None => url.to_owned(),
+    }
+}
+
+/// Host and port, without the user before them.
+fn without_password(authority: &str) -> &str {
+    authority.rsplit('@').next().unwrap_or_default()
 }
 
 /// The server said something that it should not.
@@ -320,6 +332,13 @@ mod tests {
         for bad in ["", "http://a.b/x", "file:///etc/passwd", "x", "https://"] {
             assert_eq!(from(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn passwords_and_signatures_are_not_shown() {
+        assert_eq!(shown("https://a:b@c.d:1/e?f=g"), "https://c.d:1/e");
+        assert_eq!(shown("https://a:b@c.d"), "https://c.d");
+        assert_eq!((shown("/e?f").as_str(), host("http://a:b@c.d:1/e").as_str()), ("/e", "c.d:1"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::Body;
 use ureq::http::{Response, StatusCode};
@@ -78,7 +79,7 @@ impl Download<'_> {
         let mut file = file.map_err(failed)?;
         let mut begin = file.metadata().map_err(failed)?.len();
         // What no checksum can tell from what it should be is not gone on with.
-        if begin > self.size || !is_sha256(self.etag) {
+        if begin > self.size || Checksum::of(self.etag).is_none() {
             begin = 0;
             file.set_len(0).map_err(failed)?;
         }
@@ -139,15 +140,19 @@ impl Download<'_> {
 
     /// Compares with the checksum, where the hub gives one; a file that is not what it should be is removed.
     fn check(&self, path: &Path) -> Tried<()> {
-        if !is_sha256(self.etag) {
-            return Ok(());
-        }
-        let found = sha256(path)?;
+        let Some(checksum) = Checksum::of(self.etag) else { return Ok(()) };
+        let (found, name) = match checksum {
+            Checksum::Sha256 => (digest(Sha256::new(), path)?, "SHA-256"),
+            Checksum::GitBlob => {
+                let header = format!("blob {}\0", self.size);
+                (digest(Sha1::new_with_prefix(header), path)?, "SHA-1 in git")
+            }
+        };
         if self.etag.eq_ignore_ascii_case(&found) {
             return Ok(());
         }
         let _ = fs::remove_file(path);
-        Err(self.damaged(&format!("SHA-256 {found}, expected {}", self.etag)))
+        Err(self.damaged(&format!("{name} {found}, expected {}", self.etag)))
     }
 
     fn damaged(&self, found: &str) -> Failure {
@@ -170,14 +175,30 @@ fn begins_at(response: &Response<Body>) -> Option<u64> {
     }
 }
 
-fn is_sha256(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+/// What the name of a content on the hub is a checksum by.
+enum Checksum {
+    /// Of large files.
+    Sha256,
+    /// SHA-1 of a header of git's and the content: of files that git keeps itself.
+    GitBlob,
 }
 
-fn sha256(path: &Path) -> Result<String> {
+impl Checksum {
+    fn of(etag: &str) -> Option<Checksum> {
+        match etag.len() {
+            _ if !etag.bytes().all(|b| b.is_ascii_hexdigit()) => None,
+            64 => Some(Checksum::Sha256),
+            40 => Some(Checksum::GitBlob),
+            _ => None,
+        }
+    }
+}
+
+/// The digits of a hash that a file is added to.
+fn digest(mut hash: impl Digest, path: &Path) -> Result<String> {
     let failed = |error: io::Error| Error::file("read", path, &error);
     let mut file = File::open(path).map_err(failed)?;
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 18]);
+    let mut buffer = vec![0; 1 << 18];
     loop {
         stop_if_asked()?;
         match file.read(&mut buffer).map_err(failed)? {

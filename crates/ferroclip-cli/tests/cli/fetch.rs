@@ -227,6 +227,26 @@ fn damaged_files_are_not_kept() {
     );
     hub.run(&FETCH).fails(1, "more than the");
     succeeds(&hub.run(&FETCH));
+
+    // A small file has the name that git gives its content.
+    let is_config = |request: &Request| request.path.ends_with("/small/open_clip_config.json");
+    let hub = Hub::with(model(), move |request, mut answer| {
+        if is_config(request) && !answer.body.is_empty() {
+            answer.body[20] ^= 1;
+        }
+        answer
+    });
+    hub.run(&FETCH).fails(1, "SHA-1 in git");
+    assert!(!hub.snapshot().join("open_clip_config.json").exists());
+}
+
+/// A pair says what its weights compute; a repository whose config says otherwise is not taken for it.
+#[test]
+fn the_activation_of_a_pair_is_that_of_the_table() {
+    let hub = Hub::of(model());
+    let inspect = |pair: &str| hub.run(&["inspect", "--model", pair]);
+    succeeds(&inspect("ViT-B-32:laion2b_s34b_b79k"));
+    inspect("ViT-B-32:openai").fails(1, "by their name the weights are `ViT-B-32:openai`");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::json;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -153,6 +154,12 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The name of a content in git.
+fn git_sha1(bytes: &[u8]) -> String {
+    let hash = Sha1::new_with_prefix(format!("blob {}\0", bytes.len())).chain_update(bytes);
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn is_large(file: &str) -> bool {
     !file.ends_with(".json") && !file.ends_with(".md")
 }
@@ -259,7 +266,7 @@ fn answer(request: &Request, files: &BTreeMap<String, Vec<u8>>, cdn: &str) -> An
         );
     }
     if let Some(file) = request.path.strip_prefix("/small/") {
-        let etag = format!("W/\"{}\"", &sha256(&files[file])[..40]);
+        let etag = format!("W/\"{}\"", git_sha1(&files[file]));
         return part(request, &files[file]).header("ETag", etag);
     }
     let Some((_, file)) = request.path.split_once(&format!("/resolve/{COMMIT}/")) else {

@@ -166,21 +166,14 @@ fn check_known(
     config: &mut Config,
     origin: &mut Origin,
 ) -> Result<(), Error> {
-    let (model, kind) = (&mut config.model, |quick: bool| if quick { "QuickGELU" } else { "GELU" });
     match file {
         ConfigFile::OpenClip(path) | ConfigFile::HuggingFace(path) => {
-            if model.quick_gelu != known.quick_gelu {
-                let reason = format!(
-                    "it asks for {}, but by their checksum the weights are `{}`, which have {}",
-                    kind(model.quick_gelu),
-                    known.name(),
-                    kind(known.quick_gelu)
-                );
+            if let Some(reason) = known.contradiction(&config.model, "checksum") {
                 return Err(Error::Config { origin: path.display().to_string(), reason });
             }
         }
         ConfigFile::None => {
-            model.quick_gelu = known.quick_gelu;
+            config.model.quick_gelu = known.quick_gelu;
             let size = config.preprocess.size;
             config.preprocess = ImagePipeline { size, ..known.pipeline.clone() };
             origin
