@@ -56,6 +56,30 @@ fn ids_of_clip_are_those_of_transformers() {
     check("clip", &tokenizer.normalized(Normalization::HuggingFace), false);
 }
 
+/// What transformers would follow and give other ids by.
+#[test]
+fn settings_that_change_ids_are_refused() {
+    let (json, about) =
+        (read("unigram", "tokenizer.json"), read("unigram", "tokenizer_config.json"));
+    let with = |key: &str, value: Value| {
+        let mut about: Value = serde_json::from_str(&about).expect("JSON");
+        about[key] = value;
+        Tokenizer::from_json(&json, Some(&about.to_string()), false)
+    };
+    assert!(with("padding_side", "right".into()).is_ok());
+    for key in ["padding_side", "truncation_side"] {
+        let shown = with(key, "left".into()).expect_err("on the left").to_string();
+        assert!(shown.contains(key), "{shown}");
+    }
+    let added = |id: &str, content: &str| {
+        with("added_tokens_decoder", serde_json::json!({id: {"content": content}}))
+    };
+    let known = Tokenizer::from_json(&json, Some(&about), false).expect("a vocabulary").pad_id();
+    assert!(added(&known.to_string(), "</s>").is_ok());
+    let shown = added("9999", "<new>").expect_err("nobody defines it").to_string();
+    assert!(shown.contains("<new>"), "{shown}");
+}
+
 #[test]
 fn bad_vocabularies_are_an_error() {
     let whole = read("unigram", "tokenizer.json");

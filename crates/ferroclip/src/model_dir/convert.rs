@@ -12,6 +12,7 @@ use std::path::Path;
 
 use burn::prelude::*;
 use ferroclip_ops::Precision;
+use half::f16;
 
 use super::found::{Found, open};
 use super::{CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE};
@@ -22,7 +23,7 @@ use crate::error::Error;
 use crate::image::{Convention, ImagePipeline};
 use crate::param::elements;
 use crate::tokenizer::Tokenizer;
-use crate::towers::{ImageTower, Source, TextTower};
+use crate::towers::{Elements, ImageTower, Source, TextTower};
 
 /// OpenAI's file.
 const OPENAI_FILE: &str = "model.pt";
@@ -77,6 +78,9 @@ pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error
             "the step counts of {n} batch norms (`num_batches_tracked`) are not written: nothing reads them"
         )),
     }
+    if to == Program::OpenAi {
+        notes.extend(beyond_f16(&mut found)?);
+    }
     let tokenizer = match to {
         // It has its own.
         Program::OpenAi => None,
@@ -89,7 +93,12 @@ pub fn convert(model: &Path, to: Program, out: &Path) -> Result<Converted, Error
             Program::OpenAi => folder.join(OPENAI_FILE),
             _ => folder.to_owned(),
         };
-        match embeddings(&mut open(&path)?)? == before {
+        let after = embeddings(&mut open(&path)?)?;
+        // By their bits: NaN is to stay NaN.
+        let bits = |[image, text]: &[Vec<f32>; 2]| {
+            image.iter().chain(text).map(|x| x.to_bits()).collect::<Vec<u32>>()
+        };
+        match bits(&after) == bits(&before) {
             true => Ok(()),
             false => Err(refused("the result gives other embeddings".to_owned())),
         }
@@ -275,6 +284,28 @@ fn write(
             found.tensors.outgoing(Dialect::OpenClip).save_torch(&path)
         }
     }
+}
+
+/// What is lost when OpenAI's `load` rounds weights to f16.
+fn beyond_f16(found: &mut Found) -> Result<Option<String>, Error> {
+    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
+    let mut lost = Vec::new();
+    for name in found.config.model.parameter_shapes().into_keys() {
+        let mut largest = 0.0f32;
+        found.tensors.pieces(&name, &mut |piece| {
+            largest = piece.iter().fold(largest, |largest, x| largest.max(x.abs()));
+        })?;
+        if largest > f16::MAX.to_f32() || (largest > 0.0 && largest < SMALLEST_NORMAL) {
+            lost.push(name);
+        }
+    }
+    Ok(lost.first().map(|first| {
+        format!(
+            "OpenAI's `load` rounds weights to f16, whose range {} tensors do not fit, `{first}` first: it will \
+             compute something else",
+            lost.len()
+        )
+    }))
 }
 
 /// Embeddings of a fixed picture and a fixed text.

@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use serde_json::Value;
-
 use super::{TOKENIZER_CONFIG_FILE, TOKENIZER_FILE};
 use crate::config::{Cleaning, Config, TextPool, TokenizerConfig};
 use crate::error::Error;
 use crate::files::{is_there, read_text};
-use crate::tokenizer::{Normalization, Tokenizer, TokenizerError};
+use crate::tokenizer::{Normalization, Tokenizer, TokenizerError, read_config};
 
 /// Longest vocabulary, and longest list of special tokens, that is read.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -89,12 +87,12 @@ fn of_open_clip(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
 
 fn of_transformers(folder: &Path, config: &Config) -> Result<Tokenizer, Error> {
     let (whole, merges) = (folder.join(TOKENIZER_FILE), folder.join(MERGES_FILE));
+    let about = about(folder)?;
+    let settings =
+        named(&folder.join(TOKENIZER_CONFIG_FILE), read_config(about.as_deref().unwrap_or("{}")))?;
     if config.model.text_cfg.pool_type == TextPool::Last {
         let json = read_text(&whole, MAX_TOKENIZER_BYTES)?;
-        let about = about(folder)?;
-        let class: Value =
-            serde_json::from_str(about.as_deref().unwrap_or("{}")).unwrap_or_default();
-        let class = class["tokenizer_class"].as_str().unwrap_or_default();
+        let class = settings["tokenizer_class"].as_str().unwrap_or_default();
         let normalization = match class.starts_with(SIGLIP_CLASS) {
             true => Normalization::HuggingFaceCanonical,
             false => Normalization::None,
@@ -122,6 +120,6 @@ fn about(folder: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-fn named(path: &Path, tokenizer: Result<Tokenizer, TokenizerError>) -> Result<Tokenizer, Error> {
-    tokenizer.map_err(|source| Error::Tokenizer { origin: path.display().to_string(), source })
+fn named<T>(path: &Path, found: Result<T, TokenizerError>) -> Result<T, Error> {
+    found.map_err(|source| Error::Tokenizer { origin: path.display().to_string(), source })
 }

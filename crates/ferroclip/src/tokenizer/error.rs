@@ -28,6 +28,9 @@ pub enum TokenizerError {
     /// The rules of the file cannot be used.
     #[error("`tokenizer.json` cannot be used: {0}")]
     Rules(String),
+    /// The file beside it asks for what is not done here.
+    #[error("`tokenizer_config.json` asks for what is not supported: {0}")]
+    Config(String),
     /// A part of the file is not as ferroclip writes it.
     #[error("`tokenizer.json` differs from CLIP's tokenizer in `{field}`")]
     Unsupported {
@@ -46,6 +49,10 @@ impl TokenizerError {
             Self::Merge { .. } | Self::Unsupported { .. } => Some(
                 "only a byte-level BPE with `</w>` as ferroclip writes it can be read; \
                  for OpenAI's own vocabulary remove the file"
+                    .to_owned(),
+            ),
+            Self::Config(_) => Some(
+                "save the tokenizer again with texts that are cut and filled up on the right"
                     .to_owned(),
             ),
             Self::Json(_) | Self::Rules(_) => {

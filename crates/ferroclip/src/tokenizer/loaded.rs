@@ -34,7 +34,8 @@ impl Loaded {
     ) -> Result<Loaded, TokenizerError> {
         let inner = rules::read(json)?;
         let about = about.unwrap_or("{}");
-        let names: Value = serde_json::from_str(about)?;
+        let names = read_config(about)?;
+        check_added(&names, &inner)?;
         let special = |key: &str| {
             let name = names[key].as_str().or_else(|| names[key]["content"].as_str());
             name.and_then(|name| inner.token_to_id(name))
@@ -105,4 +106,33 @@ impl Loaded {
     pub(super) fn decode(&self, ids: &[u32]) -> String {
         caught(|| self.inner.decode(ids, false).unwrap_or_default()).unwrap_or_default()
     }
+}
+
+/// A `tokenizer_config.json` that cuts and fills up texts where this library does it.
+pub(crate) fn read_config(json: &str) -> Result<Value, TokenizerError> {
+    let config: Value = serde_json::from_str(json)?;
+    for key in ["padding_side", "truncation_side"] {
+        if let Some(side) = config[key].as_str().filter(|side| *side != "right") {
+            let side = side.escape_debug();
+            return Err(TokenizerError::Config(format!("`{key}`: `{side}`, expected `right`")));
+        }
+    }
+    Ok(config)
+}
+
+/// Whether the tokens that `tokenizer_config.json` adds are those of the vocabulary.
+fn check_added(config: &Value, inner: &Inner) -> Result<(), TokenizerError> {
+    for (id, token) in config["added_tokens_decoder"].as_object().into_iter().flatten() {
+        let content = token["content"].as_str().unwrap_or_default();
+        let known = inner.token_to_id(content).map(|id| id.to_string());
+        if known.as_ref() != Some(id) {
+            return Err(TokenizerError::Config(format!(
+                "`added_tokens_decoder`: `{}` is {}, in `tokenizer.json` {}",
+                content.escape_debug(),
+                id.escape_debug(),
+                known.as_deref().unwrap_or("nothing")
+            )));
+        }
+    }
+    Ok(())
 }

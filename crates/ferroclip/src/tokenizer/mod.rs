@@ -41,6 +41,7 @@ mod transformers;
 mod white_space;
 
 pub use error::TokenizerError;
+pub(crate) use loaded::read_config;
 
 /// Entries of OpenAI's vocabulary.
 pub(crate) const OPENAI_VOCAB_SIZE: usize = 49_408;
