@@ -25,9 +25,11 @@ use bpe::{Bpe, N_BYTE_SYMBOLS};
 use loaded::Loaded;
 
 mod bpe;
+mod charsmap;
 mod clean;
 mod error;
 mod ftfy;
+mod growth;
 mod hf;
 mod html;
 mod loaded;

@@ -1,9 +1,9 @@
 //! The rules of a `tokenizer.json` as the `tokenizers` crate runs them.
 //!
 //! That crate was written for files that it wrote itself. Read by its own parser, the values of a model lie in memory in
-//! three forms at once; here each part is read into its own type. And some rules make it panic: a prefix longer than a
-//! merge, a special token that a template names and nobody defines, a damaged table of characters. Such a panic is
-//! caught: it is the file's fault, whatever we would have to check to foresee it.
+//! three forms at once; here each part is read into its own type. And some rules make it panic, such as a prefix longer than
+//! a merge. What is known of is refused before (`skim`, `growth`, `charsmap`); any other panic is caught: it is the
+//! file's fault, whatever we would have to check to foresee it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,8 +19,12 @@ use tokenizers::{
     PreTokenizerWrapper, Tokenizer, TokenizerBuilder,
 };
 
-use super::TokenizerError;
 use super::skim::{self, MAX_VALUES};
+use super::{TokenizerError, growth};
+
+/// The most nodes of a Unigram model's tree, each of which takes about 370 bytes. OpenAI's 49,408 tokens would have 111,067;
+/// the largest vocabularies in use have 250,000.
+const MAX_NODES: usize = 1_300_000;
 
 /// The parts of the file. Padding and truncation follow from the model that the vocabulary belongs to.
 #[derive(Deserialize)]
@@ -49,6 +53,7 @@ struct Kind {
 /// When it is no JSON, too large, or no rules.
 pub(super) fn read(json: &str) -> Result<Tokenizer, TokenizerError> {
     skim::check(json, MAX_VALUES)?;
+    growth::check(json)?;
     caught(|| build(json))?
 }
 
@@ -77,7 +82,8 @@ fn build(json: &str) -> Result<Tokenizer, TokenizerError> {
     Ok(tokenizer)
 }
 
-fn parsed<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, TokenizerError> {
+/// A part of the file.
+pub(super) fn parsed<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, TokenizerError> {
     // An error can quote a text of the file, however long.
     let start = |e: serde_json::Error| e.to_string().chars().take(300).collect();
     serde_json::from_str(json).map_err(|e| TokenizerError::Rules(start(e)))
@@ -91,7 +97,7 @@ fn model(json: &str) -> Result<ModelWrapper, TokenizerError> {
     }
     match parsed::<Kind>(json)?.name.as_deref() {
         Some("BPE") => of::<BPE>(json),
-        Some("Unigram") => of::<Unigram>(json),
+        Some("Unigram") => unigram(json),
         Some("WordPiece") => of::<WordPiece>(json),
         Some("WordLevel") => of::<WordLevel>(json),
         Some(other) => {
@@ -102,8 +108,28 @@ fn model(json: &str) -> Result<ModelWrapper, TokenizerError> {
         None => of::<BPE>(json)
             .or_else(|_| of::<WordPiece>(json))
             .or_else(|_| of::<WordLevel>(json))
-            .or_else(|_| of::<Unigram>(json)),
+            .or_else(|_| unigram(json)),
     }
+}
+
+/// A model that the crate keeps as a tree of the letters of its pieces.
+fn unigram(json: &str) -> Result<ModelWrapper, TokenizerError> {
+    #[derive(Deserialize)]
+    struct Pieces {
+        vocab: Vec<(String, f64)>,
+    }
+    let mut pieces: Vec<String> =
+        parsed::<Pieces>(json)?.vocab.into_iter().map(|(piece, _)| piece).collect();
+    pieces.sort_unstable();
+    let shared = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
+    let own = pieces.windows(2).map(|pair| pair[1].len() - shared(&pair[0], &pair[1]));
+    let nodes = pieces.first().map_or(0, String::len) + own.sum::<usize>();
+    if nodes > MAX_NODES {
+        let reason = format!("its pieces make a tree of {nodes} nodes, limit {MAX_NODES}");
+        return Err(TokenizerError::Rules(reason));
+    }
+    drop(pieces);
+    parsed::<Unigram>(json).map(Into::into)
 }
 
 #[cfg(test)]
@@ -119,6 +145,21 @@ mod tests {
         let model = r#"{"type": "BPE", "continuing_subword_prefix": "long", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}"#;
         let shown = refused(&format!(r#"{{"model": {model}}}"#));
         assert!(shown.contains("make the `tokenizers` crate panic"), "{shown}");
+    }
+
+    /// The crate keeps pieces as a tree, which took 370 bytes a letter.
+    #[test]
+    fn trees_of_too_many_letters_are_refused() {
+        let check = |n: usize| {
+            let pieces = (0..n).map(|i| format!(r#"["{i:06}{}",0.0]"#, "x".repeat(900)));
+            let pieces = pieces.collect::<Vec<_>>().join(",");
+            read(&format!(
+                r#"{{"model": {{"type": "Unigram", "unk_id": 0, "vocab": [{pieces}]}}}}"#
+            ))
+        };
+        assert!(check(10).is_ok());
+        let shown = check(1500).expect_err("a large tree").to_string();
+        assert!(shown.contains("make a tree of"), "{shown}");
     }
 
     #[test]

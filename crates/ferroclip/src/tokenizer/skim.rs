@@ -5,7 +5,7 @@
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::TokenizerError;
+use super::{TokenizerError, charsmap};
 
 /// The most values. Gemma's vocabulary, SigLIP2's and the largest in use, has 2.0 million: an id for each of 256,000
 /// tokens, and 580,000 merges that are two strings in a list.
@@ -18,7 +18,14 @@ const MAX_RULES: usize = 200_000;
 const MAX_REGEXES: usize = 8;
 /// The most patterns that are plain strings.
 const MAX_STRINGS: usize = 64;
-/// A table of characters in base64, see [`check_charsmap`].
+/// Longest token, in bytes. A vocabulary may be kept as a tree of its letters, which is walked by recursion.
+const MAX_TOKEN: usize = 1000;
+/// The most entries of a vocabulary that is an object, and what else is one in a model.
+const MAX_ENTRIES: usize = 1_000_000;
+/// The most bytes of names and texts beside the model. A token that is added has about a hundred, and takes kilobytes once
+/// it is read; Gemma's vocabulary has some hundreds of them.
+const MAX_TEXTS: usize = 1 << 20;
+/// A table of characters in base64, see [`charsmap`].
 const CHARSMAP: &str = "precompiled_charsmap";
 
 /// Whether a text is JSON of at most `max_values` values.
@@ -44,6 +51,8 @@ struct Counts {
     rules: usize,
     regexes: usize,
     strings: usize,
+    entries: usize,
+    texts: usize,
     /// Why the text is refused, where it is JSON.
     refusal: Option<String>,
 }
@@ -67,6 +76,34 @@ impl Counts {
             );
         }
         Ok(())
+    }
+
+    fn text<E: Error>(&mut self, place: &Place, text: &str) -> Result<(), E> {
+        match place {
+            Place::Model if text.len() > MAX_TOKEN => {
+                let length = text.len();
+                Err(self.refuse(format!("a token takes {length} bytes, limit {MAX_TOKEN}")))
+            }
+            Place::Model | Place::Charsmap => Ok(()),
+            Place::Top | Place::Rules => {
+                self.texts += text.len();
+                match self.texts > MAX_TEXTS {
+                    true => Err(self.refuse(format!(
+                        "its texts beside its model take more than {MAX_TEXTS} bytes"
+                    ))),
+                    false => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// One more entry of an object in the model.
+    fn entry<E: Error>(&mut self) -> Result<(), E> {
+        self.entries += 1;
+        match self.entries > MAX_ENTRIES {
+            true => Err(self.refuse(format!("its model holds more than {MAX_ENTRIES} entries"))),
+            false => Ok(()),
+        }
     }
 
     fn key<E: Error>(&mut self, key: &str) -> Result<(), E> {
@@ -145,10 +182,11 @@ impl<'de> Visitor<'de> for Skim<'_> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         if matches!(self.place, Place::Charsmap)
-            && let Err(reason) = check_charsmap(text)
+            && let Err(reason) = charsmap::check(text)
         {
             return Err(self.counts.refuse(reason));
         }
+        self.counts.text(&self.place, text)?;
         self.counts.value(&self.place)
     }
 
@@ -165,33 +203,14 @@ impl<'de> Visitor<'de> for Skim<'_> {
         counts.value(&place)?;
         while let Some(key) = entries.next_key::<String>()? {
             let below = place.below(&key);
-            if !matches!(below, Place::Model) {
-                counts.key(&key)?;
+            counts.text(&place, &key)?;
+            match below {
+                Place::Model => counts.entry()?,
+                _ => counts.key(&key)?,
             }
             entries.next_value_seed(Skim { counts: &mut *counts, place: below })?;
         }
         Ok(())
-    }
-}
-
-/// A table of characters begins with its length in bytes, which its reader believes and takes eight bytes for four.
-fn check_charsmap(base64: &str) -> Result<(), String> {
-    let digit = |c: u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    // Six digits hold 36 bits, of which the first 32 are the length, the lowest byte first.
-    let head = base64.bytes().take(6).map(digit);
-    let bits = head.collect::<Option<Vec<u8>>>().filter(|digits| digits.len() == 6);
-    let bits = bits.map(|digits| digits.iter().fold(0u64, |bits, &d| bits << 6 | u64::from(d)));
-    let length = bits.map(|bits| u64::from(((bits >> 4) as u32).swap_bytes()));
-    match length {
-        Some(length) if length <= base64.len() as u64 => Ok(()),
-        _ => Err(format!("its `{CHARSMAP}` is damaged")),
     }
 }
 
@@ -226,15 +245,17 @@ mod tests {
     }
 
     #[test]
-    fn tables_that_announce_more_than_they_hold_are_refused() {
-        let table = |base64: &str| {
-            let json = format!(r#"{{"normalizer": {{"{CHARSMAP}": "{base64}"}}}}"#);
-            check(&json, 10).is_ok()
-        };
-        // Lengths of 4 and of 2^32 - 1 and 2^31.
-        assert!(table("BAAAAAAAAAA="));
-        assert!(!table("/////wAAAAA="));
-        assert!(!table("AAAAgAAAAAA="));
-        assert!(!table("") && !table("BAA=") && !table("not it"));
+    fn long_texts_are_refused() {
+        let long = "a".repeat(MAX_TOKEN + 1);
+        for model in [format!(r#"["{long}"]"#), format!(r#"{{"{long}": 0}}"#)] {
+            let json = format!(r#"{{"model": {model}}}"#);
+            assert!(refused(&json).contains("a token takes 1001 bytes"), "{json}");
+        }
+        assert!(check(&format!(r#"{{"model": ["{}"]}}"#, &long[1..]), 10).is_ok());
+        assert!(check(&format!(r#"{{"added_tokens": ["{long}"]}}"#), 10).is_ok());
+        let text = "a".repeat(MAX_TEXTS + 1);
+        assert!(
+            refused(&format!(r#"{{"added_tokens": ["{text}"]}}"#)).contains("beside its model")
+        );
     }
 }
