@@ -272,6 +272,27 @@ mod tests {
         }
     }
 
+    /// Memory is used again, and infinity times the zero behind an odd depth would be no number.
+    #[test]
+    fn what_was_packed_before_does_not_come_back() {
+        let [m, n, k] = [50, 70, 601];
+        let (large, a, b) = (vec![f32::INFINITY; 96 * 800], values(m * k, 1), values(k * n, 2));
+        for isa in Isa::available() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let scratch = &mut Scratch::new(isa, precision);
+                let mut product = |shape @ [m, n, _]: [usize; 3], a: Matrix, b: Matrix| {
+                    let mut c = vec![0.0; m * n];
+                    gemm_serial(shape, a, b, &mut c, n, Onto::Nothing, scratch);
+                    c
+                };
+                let infinite = Matrix::rows(&large, 96).transposed();
+                product([96, 96, 800], infinite, Matrix::rows(&large, 96));
+                let (a, b) = (Matrix::rows(&a, m).transposed(), Matrix::rows(&b, n));
+                assert!(product([m, n, k], a, b).iter().all(|x| x.is_finite()), "{isa:?}");
+            }
+        }
+    }
+
     /// bf16 is f32 with rounded operands, however the matrices lie.
     #[test]
     fn bf16_rounds_the_operands_only() {
