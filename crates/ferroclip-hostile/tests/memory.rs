@@ -79,6 +79,20 @@ fn long_files() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("bottomless-vocabulary", "tokenizer", vocabulary("", "[", "")),
         ("vocabulary-of-lines", "tokenizer", vocabulary("", "a b\n", "")),
         ("vocabulary-of-one-text", "tokenizer", vocabulary(r#"{"model":""#, "a", r#""}"#)),
+        (
+            "vocabulary-of-one-piece",
+            "tokenizer",
+            vocabulary(r#"{"model":{"type":"Unigram","unk_id":0,"vocab":[[""#, "a", r#"",0.0]]}}"#),
+        ),
+        (
+            "vocabulary-of-added-tokens",
+            "tokenizer",
+            vocabulary(
+                r#"{"model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"},"added_tokens":["#,
+                r#"{"id":1,"content":"b","single_word":false,"lstrip":false,"rstrip":false,"normalized":true,"special":true},"#,
+                r#"{"id":1,"content":"b","single_word":false,"lstrip":false,"rstrip":false,"normalized":true,"special":true}]}"#,
+            ),
+        ),
         ("wide-header", "safetensors", header(r#"{"a":{"shape":["#, "[0],", "0]}}")),
         ("deep-header", "safetensors", header(r#"{"a":{"shape":["#, &deep(60), "0]}}")),
         (

@@ -169,7 +169,7 @@ impl TrainConfig {
             ("run.ema", below_one(run.ema), "0 or more and below 1"),
             ("run.max_bad_share", (0.0..=1.0).contains(&run.max_bad_share), "0 to 1"),
             ("run.patch_dropout", (0.0..=0.95).contains(&run.patch_dropout), "0 to 0.95"),
-            ("run.threads", run.threads <= 4096, "at most 4096"),
+            ("run.threads", run.threads <= 1024, "at most 1024"),
             ("optimizer.lr", positive(optimizer.lr), "a number above 0"),
             (
                 "optimizer.betas",
