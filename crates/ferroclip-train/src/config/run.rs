@@ -48,7 +48,7 @@ pub struct RunSection {
     #[serde(default = "default_max_bad_share")]
     pub max_bad_share: f64,
     /// Most pixels of a picture, width times height; larger ones count as bad samples. Where it is missing, the default
-    /// of [`DecodeLimits`].
+    /// of [`DecodeLimits`](ferroclip::image::DecodeLimits).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_pixels: Option<u64>,
     /// Rows with equal texts are positives of each other.
