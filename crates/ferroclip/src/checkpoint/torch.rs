@@ -108,7 +108,7 @@ impl Found {
             [(_, nested)] => nested,
             [(first, _), (second, _), ..] => {
                 return Err(format!(
-                    "it holds weights as `{first}` and as `{second}`: which, it does not say"
+                    "it holds weights as `{first}` and as `{second}`: save one of them alone"
                 ));
             }
         };

@@ -52,7 +52,7 @@ impl TokenizerError {
                     .to_owned(),
             ),
             Self::Config(_) => Some(
-                "save the tokenizer again with texts that are cut and filled up on the right"
+                "use the files that were saved together, of a tokenizer that cuts and fills up on the right"
                     .to_owned(),
             ),
             Self::Json(_) | Self::Rules(_) => {
