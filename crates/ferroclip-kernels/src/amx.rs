@@ -218,3 +218,199 @@ macro_rules! products {
 
 products!(two_bf16, one_bf16, "tdpbf16ps");
 products!(two_int8, one_int8, "tdpbssd");
+
+/// Two tiles of columns that go through k with one or two tiles of rows, of numbers in three parts. The largest products are added
+/// first, in one order whatever the number of tiles is: (1, 1), (1, 3), (1, 2), (2, 2), (2, 1), (3, 1).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Split {
+    /// Tiles along k; not 0.
+    pub(crate) depth: usize,
+    /// `[depth][part][ROWS][GROUPS]`, for one tile of rows and the next.
+    pub(crate) a: [*const u32; 2],
+    /// `[depth][part][GROUPS][ROWS]`, for each tile of columns.
+    pub(crate) b: [*const u32; 2],
+    /// `[tiles of rows][ROWS][2 ROWS]`.
+    pub(crate) sums: *mut u32,
+    /// Whether the sums go on from what is there.
+    pub(crate) resume: bool,
+    /// What is fetched for later, [`SPLIT_AHEAD`] bytes for each tile of k; an address that need not be valid.
+    pub(crate) next: *const u8,
+}
+
+/// Bytes that are fetched for each tile of k of numbers in three parts.
+pub(crate) const SPLIT_AHEAD: usize = 768;
+
+/// One tile of rows, two of columns.
+///
+/// # Safety
+/// The shapes are set; the pointers hold what [`Split`] says.
+pub(crate) unsafe fn split_one(_: &Tiles, block: &Split) {
+    // SAFETY: the caller vouches for the operands; prefetching touches nothing.
+    unsafe {
+        asm!(
+            "test {resume:e}, {resume:e}",
+            "jnz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c} + {columns}*1]",
+            "tileloadd tmm1, [{c} + {columns}*1 + 64]",
+            "3:",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next}]",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 64]",
+            "tileloadd tmm6, [{b0} + {line}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next} + 128]",
+            "tileloadd tmm7, [{b1} + {line}*1 + 2048]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 192]",
+            "tileloadd tmm6, [{b0} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next} + 256]",
+            "tileloadd tmm7, [{b1} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 320]",
+            "tileloadd tmm4, [{a0} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next} + 384]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 448]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next} + 512]",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 576]",
+            "tileloadd tmm4, [{a0} + {line}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "prefetcht1 [{next} + 640]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 704]",
+            "add {next}, 768",
+            "add {a0}, 3072",
+            "add {b0}, 3072",
+            "add {b1}, 3072",
+            "dec {depth}",
+            "jnz 3b",
+            "tilestored [{c} + {columns}*1], tmm0",
+            "tilestored [{c} + {columns}*1 + 64], tmm1",
+            resume = in(reg) u32::from(block.resume),
+            c = in(reg) block.sums,
+            columns = in(reg) 8 * ROWS,
+            line = in(reg) 4 * GROUPS,
+            a0 = inout(reg) block.a[0] => _,
+            b0 = inout(reg) block.b[0] => _,
+            b1 = inout(reg) block.b[1] => _,
+            next = inout(reg) block.next => _,
+            depth = inout(reg) block.depth => _,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+/// Two tiles of rows and of columns: fourteen are loaded for 24 products.
+///
+/// # Safety
+/// The shapes are set; the pointers hold what [`Split`] says.
+pub(crate) unsafe fn split_two(_: &Tiles, block: &Split) {
+    // SAFETY: the caller vouches for the operands; prefetching touches nothing.
+    unsafe {
+        asm!(
+            "test {resume:e}, {resume:e}",
+            "jnz 2f",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "jmp 3f",
+            "2:",
+            "tileloadd tmm0, [{c} + {columns}*1]",
+            "tileloadd tmm1, [{c} + {columns}*1 + 64]",
+            "tileloadd tmm2, [{c} + {columns}*1 + 2048]",
+            "tileloadd tmm3, [{c} + {columns}*1 + 2112]",
+            "3:",
+            "tileloadd tmm4, [{a0} + {line}*1]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next}]",
+            "tileloadd tmm5, [{a1} + {line}*1]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 64]",
+            "tileloadd tmm6, [{b0} + {line}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{next} + 128]",
+            "tileloadd tmm7, [{b1} + {line}*1 + 2048]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 192]",
+            "tileloadd tmm6, [{b0} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{next} + 256]",
+            "tileloadd tmm7, [{b1} + {line}*1 + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 320]",
+            "tileloadd tmm4, [{a0} + {line}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 384]",
+            "tileloadd tmm5, [{a1} + {line}*1 + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 448]",
+            "tileloadd tmm6, [{b0} + {line}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetcht1 [{next} + 512]",
+            "tileloadd tmm7, [{b1} + {line}*1]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 576]",
+            "tileloadd tmm4, [{a0} + {line}*1 + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetcht1 [{next} + 640]",
+            "tileloadd tmm5, [{a1} + {line}*1 + 2048]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{next} + 704]",
+            "add {next}, 768",
+            "add {a0}, 3072",
+            "add {a1}, 3072",
+            "add {b0}, 3072",
+            "add {b1}, 3072",
+            "dec {depth}",
+            "jnz 3b",
+            "tilestored [{c} + {columns}*1], tmm0",
+            "tilestored [{c} + {columns}*1 + 64], tmm1",
+            "tilestored [{c} + {columns}*1 + 2048], tmm2",
+            "tilestored [{c} + {columns}*1 + 2112], tmm3",
+            resume = in(reg) u32::from(block.resume),
+            c = in(reg) block.sums,
+            columns = in(reg) 8 * ROWS,
+            line = in(reg) 4 * GROUPS,
+            a0 = inout(reg) block.a[0] => _,
+            a1 = inout(reg) block.a[1] => _,
+            b0 = inout(reg) block.b[0] => _,
+            b1 = inout(reg) block.b[1] => _,
+            next = inout(reg) block.next => _,
+            depth = inout(reg) block.depth => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}

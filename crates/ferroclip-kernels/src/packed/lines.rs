@@ -88,3 +88,9 @@ pub(super) fn bits(x: &[f32]) -> &[u32] {
     // SAFETY: f32 and u32 have one size and alignment, and every bit pattern is a u32.
     unsafe { std::slice::from_raw_parts(x.as_ptr().cast(), x.len()) }
 }
+
+/// What groups are as numbers.
+pub(super) fn numbers_mut(groups: &mut [u32]) -> &mut [f32] {
+    // SAFETY: likewise; every bit pattern is an f32.
+    unsafe { std::slice::from_raw_parts_mut(groups.as_mut_ptr().cast(), groups.len()) }
+}

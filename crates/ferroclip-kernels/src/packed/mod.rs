@@ -18,6 +18,8 @@
 //! | f32 | f32 | f32 | f32 |
 //! | bf16 | bf16 | rounded to bf16 | f32 |
 //! | int8 | 8 bits, one scale for each output | 8 bits, one scale for each row | exact integers, then f32 |
+//!
+//! Where there are registers for whole tiles (AMX), they multiply all three, f32 as sums of bf16: [`parts`].
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -26,7 +28,10 @@ mod finish;
 mod interleave;
 mod lines;
 mod pack;
+mod parts;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod split;
 mod tile;
 mod weights;
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +68,8 @@ pub enum Precision {
 pub(crate) enum Kind {
     /// One f32 (in bf16 precision one that was rounded).
     F32,
+    /// Two bf16 of one of three parts of f32, 16 groups of a row at a time: `tdpbf16ps`.
+    F32Tiles,
     /// Two bf16: `vdpbf16ps`.
     Bf16Pairs,
     /// Two 16-bit integers: `vpmaddwd`.
@@ -92,7 +99,7 @@ pub fn task_rows(weights: &PackedWeights) -> usize {
     match (weights.precision(), weights.kind()) {
         (_, kind) if kind.tiles() => {
             // The weights are what is waited for. Measured at widths of 512, 768 and 1024.
-            let groups = 4 * weights.inputs().div_ceil(kind.elements());
+            let groups = 4 * kind.groups(weights.inputs());
             (HIDDEN_BYTES / 4 / groups.max(1)).clamp(200, 400)
         }
         (Precision::F32, _) => 128,
@@ -105,6 +112,8 @@ pub fn task_rows(weights: &PackedWeights) -> usize {
 impl Kind {
     fn new(isa: Isa, precision: Precision) -> Kind {
         match (precision, isa.0) {
+            #[cfg(target_arch = "x86_64")]
+            (Precision::F32, Level::Avx512(dots)) if dots.amx() => Kind::F32Tiles,
             (Precision::F32, _) => Kind::F32,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Level::Avx512(dots)) if dots.amx() => Kind::Bf16Tiles,
@@ -119,24 +128,37 @@ impl Kind {
         }
     }
 
-    /// Elements of a group.
-    fn elements(self) -> usize {
+    /// Elements that take some groups, as few as there can be.
+    fn unit(self) -> [usize; 2] {
         match self {
-            Kind::F32 => 1,
-            Kind::Bf16Pairs | Kind::I16Pairs | Kind::Bf16Tiles => 2,
-            Kind::U8Quads | Kind::I8Tiles => 4,
+            Kind::F32 => [1, 1],
+            Kind::F32Tiles => [parts::ELEMENTS, parts::GROUPS],
+            Kind::Bf16Pairs | Kind::I16Pairs | Kind::Bf16Tiles => [2, 1],
+            Kind::U8Quads | Kind::I8Tiles => [4, 1],
         }
+    }
+
+    /// Groups of this many elements of a row, rounded up.
+    fn groups(self, elements: usize) -> usize {
+        let [of, take] = self.unit();
+        elements.div_ceil(of) * take
+    }
+
+    /// Elements that whole groups of a row hold.
+    fn elements(self, groups: usize) -> usize {
+        let [hold, of] = self.unit();
+        groups / of * hold
     }
 
     /// Whether 16 groups of 16 rows are multiplied at once.
     fn tiles(self) -> bool {
-        matches!(self, Kind::Bf16Tiles | Kind::I8Tiles)
+        matches!(self, Kind::F32Tiles | Kind::Bf16Tiles | Kind::I8Tiles)
     }
 
     /// Rows of this many elements that pass by a panel together.
     fn block_rows(self, width: usize) -> usize {
         match self.tiles() {
-            true => (BLOCK_BYTES / 4 / width.div_ceil(self.elements()).max(1)).max(32),
+            true => (BLOCK_BYTES / 4 / self.groups(width).max(1)).max(32),
             false => BLOCK_ROWS,
         }
     }
@@ -286,6 +308,10 @@ fn each_panel(
     panels: Range<usize>,
     mut done: impl FnMut(Range<usize>, usize, &mut [f32]),
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if weights.kind() == Kind::F32Tiles {
+        return split::each_panel(weights, rows, panels, done);
+    }
     let wanted = weights.kind().block_rows(weights.inputs());
     let blocks = ((rows.len() + wanted / 2) / wanted).max(1);
     // Two tiles go through a panel together where they are multiplied whole.

@@ -4,6 +4,7 @@ use super::interleave::{Rows, STEP, interleave};
 #[cfg(target_arch = "x86_64")]
 use super::interleave::{interleave_pairs, interleave_quads, tile_pairs, tile_quads};
 use super::lines::{Lines, bits};
+use super::parts;
 use super::weights::{self, bf16_bits, int8_scale, quantized};
 use super::{Kind, Precision, Sizes};
 use crate::Isa;
@@ -36,7 +37,7 @@ impl Packer {
 
     /// Groups of a row of this many numbers, rounded up.
     pub(super) fn depth(self, width: usize) -> usize {
-        width.div_ceil(self.kind.elements()).next_multiple_of(STEP)
+        self.kind.groups(width).next_multiple_of(STEP)
     }
 
     /// A tile of as many rows as there are `scales`, of `width` numbers, which `write(i, row)` writes.
@@ -48,7 +49,7 @@ impl Packer {
         scales: &mut [f32],
         tile: &mut [u32],
     ) {
-        let stride = self.depth(width) * self.kind.elements();
+        let stride = self.kind.elements(self.depth(width));
         let mut plain = std::mem::take(&mut scratch.plain);
         if plain.len() != self.mr * stride || stride != width {
             // Behind a row's end there are zeros.
@@ -74,7 +75,7 @@ impl Packer {
         let depth = tile.len() / self.mr;
         if self.precision == Precision::Int8 {
             for (r, scale) in scales.iter_mut().enumerate() {
-                let row = &rows.data[r * rows.stride..][..depth * self.kind.elements()];
+                let row = &rows.data[r * rows.stride..][..self.kind.elements(depth)];
                 *scale = row_scale(self.isa, row);
             }
         }
@@ -96,6 +97,7 @@ impl Packer {
             scales.iter().zip(&mut inverses).for_each(|(&scale, to)| *to = weights::inverse(scale));
         }
         match (precision, kind) {
+            (_, Kind::F32Tiles) => return parts::tile(isa, rows, depth, out),
             (Precision::F32, _) => {
                 let rows = Rows { data: bits(data), held, stride };
                 return interleave(isa, mr, rows, depth, out);
@@ -113,7 +115,7 @@ impl Packer {
         scratch.grouped.reserve(held * depth);
         let grouped = &mut scratch.grouped.groups_mut()[..held * depth];
         for (r, grouped) in grouped.chunks_exact_mut(depth.max(1)).enumerate() {
-            let row = &data[r * stride..][..depth * kind.elements()];
+            let row = &data[r * stride..][..kind.elements(depth)];
             match precision {
                 Precision::Int8 => integer_pairs(isa, row, inverses[r], grouped),
                 _ => rounded(isa, row, grouped),

@@ -8,7 +8,7 @@ use super::columns::{self, Form};
 use super::interleave::{Rows, STEP, interleave};
 use super::lines::Lines;
 use super::pack::{Packer, Scratch};
-use super::{Kind, Precision};
+use super::{Kind, Precision, parts};
 use crate::Isa;
 use crate::gemm::Matrix;
 
@@ -102,17 +102,30 @@ impl PackedRows {
             let depth = STRIP.min(width - k0);
             for Slot { first, scales, tile } in &mut slots {
                 let (data, shape) = (&data[k0 * col + *first..], [scales.len(), col, depth]);
-                let tile = &mut tile[k0 / kind.elements() * mr..];
+                let tile = &mut tile[kind.groups(k0) * mr..];
                 if !kind.tiles() {
                     columns::pack(isa, mr, form, data, shape, tile);
                     continue;
                 }
-                scratch.grouped.reserve(STEP * mr);
-                let grouped = &mut scratch.grouped.groups_mut()[..STEP * mr];
-                grouped[depth.div_ceil(2) * mr..].fill(0);
-                columns::pack(isa, mr, form, data, shape, grouped);
-                let rows = Rows { data: grouped, held: STEP, stride: mr };
-                interleave(isa, mr, rows, STEP, &mut tile[..STEP * mr]);
+                // Columns of a strip, and the parts of f32 of them.
+                scratch.grouped.reserve((STRIP + kind.groups(STRIP)) * mr);
+                let (columns, parts) = scratch.grouped.groups_mut().split_at_mut(STRIP * mr);
+                let held = if form == Form::Pairs { depth.div_ceil(2) } else { depth };
+                columns[held * mr..].fill(0);
+                columns::pack(isa, mr, form, data, shape, columns);
+                let groups = kind.groups(STRIP) * mr;
+                let grouped = match kind {
+                    Kind::F32Tiles => {
+                        parts::columns(isa, mr, columns, parts);
+                        parts
+                    }
+                    _ => columns,
+                };
+                let tiles = tile[..groups].chunks_exact_mut(STEP * mr);
+                for (tile, grouped) in tiles.zip(grouped.chunks_exact(STEP * mr)) {
+                    let rows = Rows { data: grouped, held: STEP, stride: mr };
+                    interleave(isa, mr, rows, STEP, tile);
+                }
             }
         }
     }
@@ -127,7 +140,7 @@ impl PackedRows {
         stride: usize,
     ) {
         let packer = Packer::new(isa, precision);
-        if !width.is_multiple_of(STEP * packer.kind.elements()) {
+        if packer.kind.elements(packer.depth(width)) != width {
             return self.fill(isa, precision, [n, width], |i, out| {
                 out.copy_from_slice(&data[i * stride..][..width]);
             });
@@ -199,7 +212,7 @@ impl PackedRows {
         columns: usize,
     ) -> Vec<Part<'_>> {
         assert_ne!(packer.precision, Precision::Int8, "the scale of a row is not known");
-        let length = columns / packer.kind.elements() * packer.mr;
+        let length = packer.kind.groups(columns) * packer.mr;
         let mut parts: Vec<Part> = Vec::new();
         for Slot { tile, .. } in self.slots(packer, shape).0 {
             for (i, groups) in tile.chunks_mut(length).enumerate() {
@@ -265,7 +278,7 @@ impl Part<'_> {
     /// from the part's first.
     pub(super) fn put(&mut self, held: Range<usize>, panel: usize, nr: usize, sums: &[f32]) {
         let Part { packer, tiles, scratch } = self;
-        let length = nr / packer.kind.elements() * packer.mr;
+        let length = packer.kind.groups(nr) * packer.mr;
         let tiles = tiles[held.start / packer.mr..].iter_mut();
         for (tile, sums) in tiles.zip(sums.chunks(packer.mr * nr)) {
             let rows = Rows { data: sums, held: sums.len() / nr, stride: nr };

@@ -69,6 +69,35 @@ fn every_set_matches_the_naive_product() {
     }
 }
 
+/// No set's sums are further from the exact ones than those of multiply-adds one after the other, whatever the sizes of
+/// the numbers are: what f32 in three parts leaves out is not seen.
+#[test]
+fn every_set_is_as_exact_as_a_chain() {
+    let shape @ [m, n, k] = [50, 70, 768];
+    let spread = |x: Vec<f32>, seed: usize, by: f32| -> Vec<f32> {
+        x.iter().zip(values(x.len(), seed)).map(|(x, e)| x * (by * e).exp2()).collect()
+    };
+    for by in [0.0, 4.0, 16.0] {
+        let (x, w) = (spread(values(m * k, 1), 5, by), spread(values(n * k, 2), 6, by));
+        let error = |isa: Isa| -> f64 {
+            let got = product(isa, Precision::F32, shape, [&x, &w, &vec![0.0; n]], false);
+            let errors = got.iter().enumerate().map(|(place, got)| {
+                let (x, w) = (&x[place / n * k..][..k], &w[place % n * k..][..k]);
+                let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                let size: f64 = terms.clone().map(f64::abs).sum();
+                ((f64::from(*got) - terms.sum::<f64>()) / size).powi(2)
+            });
+            (errors.sum::<f64>() / (m * n) as f64).sqrt()
+        };
+        let sets = Isa::available();
+        let chain = error(sets[0]);
+        assert!(chain < 1e-6);
+        for isa in sets {
+            assert!(error(isa) <= 1.1 * chain, "{isa:?}, spread {by}: {} {chain}", error(isa));
+        }
+    }
+}
+
 /// bf16 is f32 with rounded operands: `half` rounds them here.
 #[test]
 fn bf16_rounds_the_operands_only() {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::lines::Lines;
+use super::lines::{Lines, numbers_mut};
 use super::{KC, Kind, PackedRows, PackedWeights, Sizes};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, x86};
@@ -206,7 +206,9 @@ fn kernel(isa: Isa, kind: Kind) -> Kernel {
         (Level::Avx512(_), Kind::Bf16Pairs) => x86::avx512_bf16,
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512(_), Kind::U8Quads) => x86::avx512_vnni,
-        (_, Kind::Bf16Tiles | Kind::I8Tiles) => unreachable!("multiplied in tiles"),
+        (_, Kind::F32Tiles | Kind::Bf16Tiles | Kind::I8Tiles) => {
+            unreachable!("multiplied in tiles")
+        }
         (Level::Scalar, Kind::F32) => plain_f32,
         (Level::Scalar, _) => plain_i16,
     }
@@ -324,6 +326,5 @@ fn numbers<'a>(
     if weights.kind().integers() {
         weights.scale_sums(panel, rows.scales(held), sums);
     }
-    // SAFETY: u32 and f32 have one size and alignment, and every bit pattern is an f32.
-    unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()) }
+    numbers_mut(sums)
 }

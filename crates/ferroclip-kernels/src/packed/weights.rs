@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::columns::{self, Form};
 use super::interleave::{Rows, STEP, interleave};
 use super::lines::Lines;
-use super::{Kind, PackedRows, Precision, Sizes};
+use super::{Kind, PackedRows, Precision, Sizes, parts};
 use crate::Isa;
 use crate::gemm::Matrix;
 use crate::isa::dispatch;
@@ -128,7 +128,10 @@ impl PackedWeights {
 
     /// Groups from one panel to the next, for each of its columns.
     fn stride(&self) -> usize {
-        self.depth().next_multiple_of(STEP)
+        match self.kind() {
+            kind @ Kind::F32Tiles => kind.groups(self.inputs),
+            _ => self.depth().next_multiple_of(STEP),
+        }
     }
 
     /// The stored groups of a panel.
@@ -146,7 +149,7 @@ impl PackedWeights {
 
     /// Whether a panel must be widened before it is multiplied.
     pub(super) fn widens(&self) -> bool {
-        stored_elements(self.precision) != self.kind().elements()
+        stored_elements(self.precision) != self.kind().unit()[0]
     }
 
     /// Stored groups, widened to twice as many: a pair of bf16 to two f32, four 8-bit integers to two
@@ -174,6 +177,8 @@ impl PackedWeights {
 struct Memory {
     plain: Vec<f32>,
     grouped: Vec<u32>,
+    /// A panel of f32 before it is split into parts.
+    whole: Lines,
 }
 
 /// A panel that is being packed.
@@ -193,7 +198,33 @@ impl Panel<'_> {
         weight: Matrix,
         memory: &mut Memory,
     ) {
-        let nr = Sizes::of(isa, Kind::new(isa, precision)).nr;
+        let kind = Kind::new(isa, precision);
+        let nr = Sizes::of(isa, kind).nr;
+        if kind == Kind::F32Tiles {
+            let mut whole = std::mem::take(&mut memory.whole);
+            let length = kind.elements(self.groups.len() / nr) * nr;
+            whole.reserve(length);
+            let groups = &mut whole.groups_mut()[..length];
+            let columns = self.columns.clone();
+            let mut panel = Panel { columns, groups, scales: &mut [], moved: &mut [] };
+            panel.pack_groups(isa, precision, nr, inputs, weight, memory);
+            parts::columns(isa, nr, panel.groups, self.groups);
+            memory.whole = whole;
+            return;
+        }
+        self.pack_groups(isa, precision, nr, inputs, weight, memory);
+    }
+
+    /// One group of f32, two bf16 or four integers after the other.
+    fn pack_groups(
+        &mut self,
+        isa: Isa,
+        precision: Precision,
+        nr: usize,
+        inputs: usize,
+        weight: Matrix,
+        memory: &mut Memory,
+    ) {
         if weight.row == 1 && precision != Precision::Int8 {
             return self.pack_columns(isa, precision, nr, inputs, weight);
         }

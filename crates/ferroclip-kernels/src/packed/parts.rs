@@ -1,0 +1,139 @@
+//! f32 as sums of bf16, so that tiles multiply it.
+//!
+//! x = x1 + x2 + x3, each part the nearest bf16 of what the ones before it leave: three times 8 bits hold the 24 of
+//! an f32, so the sum is exact (but for parts below 2^-126, which the processor takes for 0). Of the nine products of the parts of two numbers six are computed,
+//!
+//! ```text
+//! x w = x1 w1 + x1 w3 + x1 w2 + x2 w2 + x2 w1 + x3 w1
+//! ```
+//!
+//! each exact and added up in f32. What is left out, x2 w3 + x3 w2 + x3 w3, is at most 2^-24 of x w: what one
+//! rounding of an f32 product may be. The way is that of Henry, Tang and Heinecke, "Leveraging the bfloat16
+//! Artificial Intelligence Datatype For Higher-Precision Computations" (2019), there with six products, too.
+//!
+//! Numbers from 2^128 - 2^119 on become infinite, and infinity becomes NaN: both are none before and after.
+
+use super::interleave::Rows;
+use crate::Isa;
+use crate::isa::dispatch;
+
+/// Elements that are split together: what one tile holds of a row in pairs.
+pub(super) const ELEMENTS: usize = 32;
+/// Pairs of each part of them.
+const PAIRS: usize = ELEMENTS / 2;
+/// Groups of all parts of them.
+pub(super) const GROUPS: usize = 3 * PAIRS;
+
+/// The parts of a number, each in the upper half of its bits.
+#[inline(always)]
+fn parts(bits: u32) -> [u32; 3] {
+    let nearest = |bits: u32| bits.wrapping_add(0x8000) & 0xffff_0000;
+    let less = |x: u32, part: u32| (f32::from_bits(x) - f32::from_bits(part)).to_bits();
+    let first = nearest(bits);
+    let rest = less(bits, first);
+    let second = nearest(rest);
+    [first, second, less(rest, second)]
+}
+
+/// The parts of two numbers, side by side.
+#[inline(always)]
+fn pair(first: u32, second: u32) -> [u32; 3] {
+    let (a, b) = (parts(first), parts(second));
+    [a[0] >> 16 | b[0], a[1] >> 16 | b[1], a[2] >> 16 | b[2]]
+}
+
+/// `[n / 16][k / 32][part][16][16]` from `[k][n]`: pairs of what follows one another along k.
+#[inline(always)]
+fn columns_body(n: usize, stored: &[u32], out: &mut [u32]) {
+    const RUN: usize = 16;
+    let blocks = stored.len() / (ELEMENTS * n);
+    for (i, out) in out.chunks_exact_mut((blocks * GROUPS * RUN).max(1)).take(n / RUN).enumerate() {
+        let blocks = stored.chunks_exact(ELEMENTS * n).zip(out.chunks_exact_mut(GROUPS * RUN));
+        for (block, out) in blocks {
+            let (first, rest) = out.as_chunks_mut::<RUN>().0.split_at_mut(PAIRS);
+            let (second, third) = rest.split_at_mut(PAIRS);
+            let out = first.iter_mut().zip(second).zip(third);
+            for (rows, ((first, second), third)) in block.chunks_exact(2 * n).zip(out) {
+                let (even, odd) = rows.split_at(n);
+                let even: &[u32; RUN] = even[i * RUN..].first_chunk().expect("a run");
+                let odd: &[u32; RUN] = odd[i * RUN..].first_chunk().expect("a run");
+                for r in 0..RUN {
+                    [first[r], second[r], third[r]] = pair(even[r], odd[r]);
+                }
+            }
+        }
+    }
+}
+
+/// `[k / 32][part][16 rows][16]` from 16 rows of numbers, zeros in place of those that are not held.
+#[inline(always)]
+fn tile_body(rows: Rows<f32>, out: &mut [u32]) {
+    const TILE: usize = 16 * PAIRS;
+    let Rows { data, held, stride } = rows;
+    for (block, out) in out.chunks_exact_mut(3 * TILE).enumerate() {
+        let (first, rest) = out.split_at_mut(TILE);
+        let (second, third) = rest.split_at_mut(TILE);
+        let lines = first.as_chunks_mut::<PAIRS>().0.iter_mut();
+        let lines = lines.zip(second.as_chunks_mut::<PAIRS>().0);
+        let lines = lines.zip(third.as_chunks_mut::<PAIRS>().0);
+        for (r, ((first, second), third)) in lines.enumerate() {
+            let from: &[f32; ELEMENTS] = match r < held {
+                true => data[r * stride + block * ELEMENTS..].first_chunk().expect("32 numbers"),
+                false => &[0.0; ELEMENTS],
+            };
+            for i in 0..PAIRS {
+                [first[i], second[i], third[i]] =
+                    pair(from[2 * i].to_bits(), from[2 * i + 1].to_bits());
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn columns_of(n: usize, stored: &[u32], out: &mut [u32]) = columns_body unfused
+}
+dispatch! {
+    fn tile_of(rows: Rows<f32>, out: &mut [u32]) = tile_body unfused
+}
+
+/// The parts of columns of f32, `n` side by side: `[n / 16][k / 32][part][16][16]` from `[k][n]`.
+///
+/// # Panics
+/// Where `out` is shorter, or `n` no multiple of 16.
+pub(super) fn columns(isa: Isa, n: usize, stored: &[u32], out: &mut [u32]) {
+    assert!(n.is_multiple_of(16) && out.len() / GROUPS >= stored.len() / ELEMENTS);
+    columns_of(isa, n, stored, out);
+}
+
+/// The parts of up to 16 rows, `depth` groups of each: `[depth / 48][part][16][16]`.
+///
+/// # Panics
+/// Where rows are shorter.
+pub(super) fn tile(isa: Isa, rows: Rows<f32>, depth: usize, out: &mut [u32]) {
+    assert!(depth.is_multiple_of(GROUPS) && out.len() >= 16 * depth);
+    tile_of(isa, rows, &mut out[..16 * depth]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_add_up_to_the_number() {
+        let mut bits = 1u32;
+        for _ in 0..100_000 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let x = f32::from_bits(bits);
+            // Where the third part is below the least normal number, and where the first is infinite.
+            if !(1e-30..3.3e38).contains(&x.abs()) {
+                continue;
+            }
+            let [a, b, c] = parts(bits).map(|part| {
+                assert_eq!(part & 0xffff, 0, "{x:e}: a bf16");
+                f64::from(f32::from_bits(part))
+            });
+            assert_eq!(a + b + c, f64::from(x));
+            assert!(b.abs() <= 2f64.powi(-8) * a.abs() && c.abs() <= 2f64.powi(-17) * a.abs());
+        }
+    }
+}
