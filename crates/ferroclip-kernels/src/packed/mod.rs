@@ -54,7 +54,7 @@ pub use weights::PackedWeights;
 /// The numbers that products are made of; sums, norms and everything else stay f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// Exact.
+    /// As they are; where tiles are multiplied whole, as exact sums of three bf16.
     #[default]
     F32,
     /// Weights and rows rounded to 8 bits of mantissa.

@@ -1,7 +1,8 @@
 //! f32 as sums of bf16, so that tiles multiply it.
 //!
-//! x = x1 + x2 + x3, each part the nearest bf16 of what the ones before it leave: three times 8 bits hold the 24 of
-//! an f32, so the sum is exact (but for parts below 2^-126, which the processor takes for 0). Of the nine products of the parts of two numbers six are computed,
+//! x = x1 + x2 + x3, each part the nearest bf16 of what the ones before it leave: three times 8 bits hold the 24 of an
+//! f32, so the sum is exact (but for parts below 2^-126, which the processor takes for 0). Of the nine products of the
+//! parts of two numbers six are computed,
 //!
 //! ```text
 //! x w = x1 w1 + x1 w3 + x1 w2 + x2 w2 + x2 w1 + x3 w1
@@ -11,7 +12,8 @@
 //! rounding of an f32 product may be. The way is that of Henry, Tang and Heinecke, "Leveraging the bfloat16
 //! Artificial Intelligence Datatype For Higher-Precision Computations" (2019), there with six products, too.
 //!
-//! Numbers from 2^128 - 2^119 on become infinite, and infinity becomes NaN: both are none before and after.
+//! Numbers of 2^128 - 2^119 and more become infinite, and what is infinite becomes NaN: neither is a number before or
+//! after.
 
 use super::interleave::Rows;
 use crate::Isa;
@@ -46,8 +48,8 @@ fn pair(first: u32, second: u32) -> [u32; 3] {
 #[inline(always)]
 fn columns_body(n: usize, stored: &[u32], out: &mut [u32]) {
     const RUN: usize = 16;
-    let blocks = stored.len() / (ELEMENTS * n);
-    for (i, out) in out.chunks_exact_mut((blocks * GROUPS * RUN).max(1)).take(n / RUN).enumerate() {
+    let length = stored.len() / (ELEMENTS * n) * GROUPS * RUN;
+    for (i, out) in out.chunks_exact_mut(length.max(1)).take(n / RUN).enumerate() {
         let blocks = stored.chunks_exact(ELEMENTS * n).zip(out.chunks_exact_mut(GROUPS * RUN));
         for (block, out) in blocks {
             let (first, rest) = out.as_chunks_mut::<RUN>().0.split_at_mut(PAIRS);

@@ -20,7 +20,8 @@ pub struct PackedWeights {
     precision: Precision,
     outputs: usize,
     inputs: usize,
-    /// `[panels][stride][nr]`; a group is one f32, two bf16 or four 8-bit integers.
+    /// `[panels][stride][nr]`; a group is one f32, two bf16 or four 8-bit integers. For tiles of f32 a panel is
+    /// `[nr / 16][k / 32][part][16][16]`, pairs of bf16 ([`parts`]).
     groups: Lines,
     /// Int8: what the integers of each output are multiplied with.
     scales: Vec<f32>,
