@@ -219,8 +219,8 @@ macro_rules! products {
 products!(two_bf16, one_bf16, "tdpbf16ps");
 products!(two_int8, one_int8, "tdpbssd");
 
-/// Two tiles of columns that go through k with one or two tiles of rows, of numbers in three parts. The largest products are added
-/// first, in one order whatever the number of tiles is: (1, 1), (1, 3), (1, 2), (2, 2), (2, 1), (3, 1).
+/// Two tiles of columns that go through k with one or two tiles of rows, of numbers in three parts. The products are added
+/// in one order whatever the number of tiles is, that which loads the fewest: (1, 1), (1, 3), (1, 2), (2, 2), (2, 1), (3, 1).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Split {
     /// Tiles along k; not 0.

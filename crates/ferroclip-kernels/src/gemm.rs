@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::Isa;
 use crate::packed::{Finish, PackedRows, PackedWeights, Precision, multiply};
 
-/// Inputs that are multiplied before C is written, in f32; as many in bf16 as take the same memory. Rows of a
+/// Inputs that are multiplied before C is written, in f32; twice as many in bf16. Rows of a
 /// task and a slab of B stay in the caches.
 const SLAB: usize = 768;
 /// Rows of a task at most.

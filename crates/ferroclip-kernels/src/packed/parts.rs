@@ -1,8 +1,7 @@
 //! f32 as sums of bf16, so that tiles multiply it.
 //!
 //! x = x1 + x2 + x3, each part the nearest bf16 of what the ones before it leave: three times 8 bits hold the 24 of an
-//! f32, so the sum is exact (but for parts below 2^-126, which the processor takes for 0). Of the nine products of the
-//! parts of two numbers six are computed,
+//! f32, so the sum is exact. Of the nine products of the parts of two numbers six are computed,
 //!
 //! ```text
 //! x w = x1 w1 + x1 w3 + x1 w2 + x2 w2 + x2 w1 + x3 w1
@@ -12,8 +11,8 @@
 //! rounding of an f32 product may be. The way is that of Henry, Tang and Heinecke, "Leveraging the bfloat16
 //! Artificial Intelligence Datatype For Higher-Precision Computations" (2019), there with six products, too.
 //!
-//! Numbers of 2^128 - 2^119 and more become infinite, and what is infinite becomes NaN: neither is a number before or
-//! after.
+//! At the ends of the range it is less: the processor takes parts, products and sums below 2^-126 for 0, so that a number
+//! below 2^-110 or a product below 2^-102 has fewer digits, and infinity times a number is NaN.
 
 use super::interleave::Rows;
 use crate::Isa;
@@ -31,10 +30,14 @@ pub(super) const GROUPS: usize = 3 * PAIRS;
 fn parts(bits: u32) -> [u32; 3] {
     let nearest = |bits: u32| bits.wrapping_add(0x8000) & 0xffff_0000;
     let less = |x: u32, part: u32| (f32::from_bits(x) - f32::from_bits(part)).to_bits();
-    let first = nearest(bits);
+    // The nearest bf16 of the largest numbers would be infinity: there the next lower one.
+    let largest = f32::MAX.to_bits() & 0xffff_0000;
+    let is_large = bits & 0x7fff_0000 >= largest;
+    let first = if is_large { bits & 0xffff_0000 } else { nearest(bits) };
     let rest = less(bits, first);
     let second = nearest(rest);
-    [first, second, less(rest, second)]
+    // Below 2^-110 more is left than a bf16 holds, and would get into the number beside it.
+    [first, second, less(rest, second) & 0xffff_0000]
 }
 
 /// The parts of two numbers, side by side.
@@ -123,19 +126,31 @@ mod tests {
     #[test]
     fn parts_add_up_to_the_number() {
         let mut bits = 1u32;
-        for _ in 0..100_000 {
+        let ends =
+            [0, 1, 0x7fff, 0x8000, 0x7f7f_8000, 0x7f7f_ffff, 0x7f80_0000, 0x7f80_0001, u32::MAX];
+        for i in 0..100_000 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let bits = *ends.get(i).unwrap_or(&bits);
             let x = f32::from_bits(bits);
-            // Where the third part is below the least normal number, and where the first is infinite.
-            if !(1e-30..3.3e38).contains(&x.abs()) {
-                continue;
-            }
             let [a, b, c] = parts(bits).map(|part| {
                 assert_eq!(part & 0xffff, 0, "{x:e}: a bf16");
                 f64::from(f32::from_bits(part))
             });
+            if !x.is_finite() {
+                assert!((a + b + c).is_nan());
+                continue;
+            }
+            // What is left of smaller numbers is more than a third part holds.
+            if x.abs() < 2f32.powi(-110) {
+                assert!((a + b + c - f64::from(x)).abs() <= 2f64.powi(-133));
+                continue;
+            }
             assert_eq!(a + b + c, f64::from(x));
-            assert!(b.abs() <= 2f64.powi(-8) * a.abs() && c.abs() <= 2f64.powi(-17) * a.abs());
+            // Of the largest numbers, which are rounded down, twice as much is left.
+            let share = if x.abs() < 3.38e38 { 1.0 } else { 2.0 };
+            assert!(
+                b.abs() <= share * 2f64.powi(-8) * a.abs() && c.abs() <= 2f64.powi(-16) * a.abs()
+            );
         }
     }
 }

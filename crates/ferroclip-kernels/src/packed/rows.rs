@@ -196,6 +196,8 @@ impl PackedRows {
         (self.packer, self.rows, self.width) = (Some(packer), n, width);
         let groups = n.div_ceil(mr) * mr * depth;
         self.groups.reserve(groups);
+        // Rows of no width set none.
+        self.scales.clear();
         self.scales.resize(n, 0.0);
         let tiles = self.groups.groups_mut()[..groups].chunks_mut((mr * depth).max(1));
         let slots = tiles.zip(self.scales.chunks_mut(mr)).enumerate();

@@ -75,7 +75,7 @@ fn each_slab(
             let stored = weights.panel(panel);
             let (left, right) = stored.split_at(stored.len() / 2);
             let columns = [&left[slab.clone()], &right[slab.clone()]];
-            // The same slab of the next panel.
+            // The next panel, where there is one slab; what the processor fetches by itself is enough for others.
             let next = columns[0].as_ptr().wrapping_add(stored.len()).cast();
             pass(registers, rows, tiles.clone(), k0, columns, next, sums);
         }

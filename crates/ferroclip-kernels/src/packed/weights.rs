@@ -63,7 +63,10 @@ impl PackedWeights {
         let stride = self.stride() * nr;
         self.groups.reserve(panels * stride);
         let with_scales = if precision == Precision::Int8 { panels * nr } else { 0 };
+        // Outputs of no inputs set none.
+        self.scales.clear();
         self.scales.resize(with_scales, 0.0);
+        self.moved.clear();
         self.moved.resize(with_scales, 0);
         let mut scales = self.scales.chunks_mut(nr);
         let mut moved = self.moved.chunks_mut(nr);
@@ -150,7 +153,7 @@ impl PackedWeights {
 
     /// Whether a panel must be widened before it is multiplied.
     pub(super) fn widens(&self) -> bool {
-        stored_elements(self.precision) != self.kind().unit()[0]
+        !self.kind().tiles() && stored_elements(self.precision) != self.kind().unit()[0]
     }
 
     /// Stored groups, widened to twice as many: a pair of bf16 to two f32, four 8-bit integers to two
