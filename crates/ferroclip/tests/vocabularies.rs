@@ -80,6 +80,21 @@ fn settings_that_change_ids_are_refused() {
     assert!(shown.contains("<new>"), "{shown}");
 }
 
+/// Ids that rules put around texts need rows of the table, whether the vocabulary has them or not.
+#[test]
+fn ids_around_texts_count_as_the_vocabularys() {
+    let mut json: Value = serde_json::from_str(&read("bpe-bytes", "tokenizer.json")).expect("JSON");
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {"</s>": {"id": "</s>", "ids": [60_000], "tokens": ["</s>"]}},
+    });
+    let tokenizer = Tokenizer::from_json(&json.to_string(), None, false).expect("rules");
+    assert!(tokenizer.tokenize("a", 8).ids.contains(&60_000));
+    assert_eq!(tokenizer.vocab_size(), 60_001);
+}
+
 #[test]
 fn bad_vocabularies_are_an_error() {
     let whole = read("unigram", "tokenizer.json");

@@ -45,6 +45,15 @@ pub(super) fn endpoint() -> String {
     endpoint.trim().trim_end_matches('/').to_owned()
 }
 
+/// The endpoint without a user's name and password, to be shown.
+pub(super) fn shown_endpoint() -> String {
+    let endpoint = endpoint();
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", &endpoint));
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
 /// Whether nothing may be downloaded.
 pub(super) fn is_offline() -> bool {
     let yes = |value: String| ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str());

@@ -83,7 +83,7 @@ fn cached(name: &Name, cache: &RepoCache, why: &str) -> Result<PathBuf> {
     let snapshot = cache.commit().map(|commit| cache.snapshot(&commit));
     let begun = snapshot.filter(|snapshot| snapshot.is_dir());
     let missing = begun.and_then(|folder| Some((files::missing(&folder)?, folder)));
-    let page = format!("{}/{}", env::endpoint(), name.repo);
+    let page = format!("{}/{}", env::shown_endpoint(), name.repo);
     let (what, hint) = match missing {
         Some((missing, folder)) => (
             format!("lacks {missing} in the cache"),

@@ -17,14 +17,17 @@ struct Rules {
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
     post_processor: Value,
 }
 
-/// Whether the rules keep texts within bounds, and their templates are whole.
+/// The most bytes that a byte of a text becomes by these rules, which keep texts within bounds, and whose templates are
+/// whole.
 ///
 /// # Errors
 /// When they do not, or the text holds no rules.
-pub(super) fn check(json: &str) -> Result<(), TokenizerError> {
+pub(super) fn check(json: &str) -> Result<usize, TokenizerError> {
     let rules: Rules = parsed(json)?;
     let refused = |reason: String| Err(TokenizerError::Rules(reason));
     if let Some(token) = undefined(&rules.post_processor) {
@@ -33,7 +36,8 @@ pub(super) fn check(json: &str) -> Result<(), TokenizerError> {
             token.escape_debug()
         ));
     }
-    let (grown, added) = (growth(&rules.normalizer), added(&rules.post_processor));
+    let grown = growth(&rules.normalizer).saturating_mul(growth(&rules.pre_tokenizer));
+    let added = added(&rules.post_processor);
     match () {
         () if grown > MAX_GROWTH => {
             refused(format!("its rules make a text {grown} times as long, limit {MAX_GROWTH}"))
@@ -41,7 +45,7 @@ pub(super) fn check(json: &str) -> Result<(), TokenizerError> {
         () if added > MAX_ADDED => {
             refused(format!("its rules add {added} ids to a text, limit {MAX_ADDED}"))
         }
-        () => Ok(()),
+        () => Ok(grown),
     }
 }
 
@@ -49,9 +53,19 @@ pub(super) fn check(json: &str) -> Result<(), TokenizerError> {
 fn growth(rule: &Value) -> usize {
     let length = |key: &str| rule[key].as_str().map_or(0, str::len);
     let table = rule["precompiled_charsmap"].as_str().map_or(Ok(0), charsmap::check);
-    let own = [length("content"), length("prepend") + 1, table.unwrap_or(usize::MAX)];
+    // A pattern that matches nothing puts its content before and behind every byte; whether an expression does, nobody
+    // can tell.
+    let matches_nothing = rule["pattern"]["String"] == "" || rule["pattern"]["Regex"].is_string();
+    let replaced = match length("content") {
+        content if content > 0 && matches_nothing => 2 * content + 1,
+        content => content,
+    };
+    // Letters take the place of bytes, of two bytes each.
+    let letters = if rule["type"] == "ByteLevel" { 2 } else { 1 };
+    let own = [replaced, length("prepend") + 1, letters, table.unwrap_or(usize::MAX)];
     let own = own.into_iter().max().unwrap_or(1);
-    list(&rule["normalizers"]).map(growth).fold(own, usize::saturating_mul)
+    let parts = list(&rule["normalizers"]).chain(list(&rule["pretokenizers"]));
+    parts.map(growth).fold(own, usize::saturating_mul)
 }
 
 /// Ids that the rule puts around a text at most.
@@ -89,6 +103,16 @@ mod tests {
         let shown = check(vec![replace(64), replace(65)]).expect_err("too long").to_string();
         assert!(shown.contains("4160 times"), "{shown}");
         assert!(check(vec![json!({"prepend": "x".repeat(4096)})]).is_err());
+        for pattern in [json!({"String": ""}), json!({"Regex": "x*"})] {
+            let doubles = json!({"pattern": pattern, "content": "a"});
+            assert!(check(vec![doubles.clone(); 7]).is_ok());
+            assert!(check(vec![doubles; 8]).is_err());
+        }
+        let letters = json!({"type": "ByteLevel"});
+        assert!(check(vec![letters.clone(); 12]).is_ok());
+        assert!(check(vec![letters.clone(); 13]).is_err());
+        let before = json!({"pre_tokenizer": {"pretokenizers": vec![letters; 13]}});
+        assert!(super::check(&before.to_string()).is_err());
         assert!(check(vec![json!({"precompiled_charsmap": "AAAAAAAA"})]).is_err());
     }
 

@@ -11,6 +11,9 @@ use super::{TokenizerError, Tokens};
 /// Names of the padding, where `tokenizer_config.json` gives none.
 const PAD_NAMES: [&str; 3] = ["<pad>", "[PAD]", "</s>"];
 
+/// Bytes that the rules may make of a text. What lies behind them is cut off, far behind what any tower reads.
+const MAX_BYTES: usize = 16 << 20;
+
 /// A vocabulary with the rules that its file holds.
 pub(super) struct Loaded {
     inner: Inner,
@@ -19,8 +22,10 @@ pub(super) struct Loaded {
     /// `tokenizer_config.json`.
     about: String,
     pad: u32,
-    /// One more than the largest id.
+    /// One more than the largest id, of those that are put around texts, too.
     vocab_size: usize,
+    /// Bytes that are read of a text.
+    longest: usize,
     /// The separator, where it is to become padding (CLIPA's).
     stripped: Option<u32>,
 }
@@ -32,7 +37,7 @@ impl Loaded {
         about: Option<&str>,
         strip_sep_token: bool,
     ) -> Result<Loaded, TokenizerError> {
-        let inner = rules::read(json)?;
+        let (inner, growth) = rules::read(json)?;
         let about = about.unwrap_or("{}");
         let names = read_config(about)?;
         check_added(&names, &inner)?;
@@ -45,10 +50,13 @@ impl Loaded {
         let separator = || special("sep_token").or_else(|| inner.token_to_id("[SEP]"));
         let stripped = if strip_sep_token { separator() } else { None };
         // Not their number: ids may have gaps.
-        let largest = inner.get_vocab(true).into_values().max();
+        let around = caught(|| inner.post_process(Encoding::default(), None, true))?;
+        let around = around.map(|around| around.get_ids().to_vec()).unwrap_or_default();
+        let largest = inner.get_vocab(true).into_values().chain(around).max();
         let vocab_size = largest.map_or(0, |id| id as usize + 1);
         let (json, about) = (json.to_owned(), about.to_owned());
-        Ok(Loaded { inner, json, about, pad, vocab_size, stripped })
+        let longest = MAX_BYTES / growth.max(1);
+        Ok(Loaded { inner, json, about, pad, vocab_size, longest, stripped })
     }
 
     pub(super) fn vocab_size(&self) -> usize {
@@ -89,8 +97,9 @@ impl Loaded {
     /// The ids of a text by the rules of the file, and how many were cut.
     fn ids(&self, text: &str, limit: usize) -> (Vec<u32>, usize) {
         let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        let (mut encoding, lost) = match self.inner.encode(text, false) {
-            Ok(encoding) => (encoding, 0),
+        let read = &text[..text.floor_char_boundary(self.longest)];
+        let (mut encoding, lost) = match self.inner.encode(read, false) {
+            Ok(encoding) => (encoding, usize::from(read.len() < text.len())),
             Err(_) => (Encoding::default(), 1),
         };
         let room = limit.saturating_sub(added);

@@ -47,14 +47,14 @@ struct Kind {
     name: Option<String>,
 }
 
-/// Reads a file.
+/// Reads a file, and how many bytes its rules make of one at most.
 ///
 /// # Errors
 /// When it is no JSON, too large, or no rules.
-pub(super) fn read(json: &str) -> Result<Tokenizer, TokenizerError> {
+pub(super) fn read(json: &str) -> Result<(Tokenizer, usize), TokenizerError> {
     skim::check(json, MAX_VALUES)?;
-    growth::check(json)?;
-    caught(|| build(json))?
+    let growth = growth::check(json)?;
+    Ok((caught(|| build(json))??, growth))
 }
 
 /// What `work` gives, where it does not panic.
@@ -167,7 +167,7 @@ mod tests {
         let vocab = r#""vocab": {"a": 0}, "unk_token": "a""#;
         for kind in ["", r#""type": "WordLevel","#] {
             let found = read(&format!(r#"{{"model": {{{kind} {vocab}}}}}"#)).expect("rules");
-            assert_eq!(found.token_to_id("a"), Some(0));
+            assert_eq!(found.0.token_to_id("a"), Some(0));
         }
         assert!(
             refused(&format!(r#"{{"model": {{"type": "Magic", {vocab}}}}}"#)).contains("`Magic`")
