@@ -20,6 +20,15 @@ struct Rules {
     pre_tokenizer: Value,
     #[serde(default)]
     post_processor: Value,
+    #[serde(default)]
+    model: Model,
+}
+
+#[derive(Default, Deserialize)]
+struct Model {
+    /// The share of merges that are left out at random.
+    #[serde(default)]
+    dropout: Option<f64>,
 }
 
 /// The most bytes that a byte of a text becomes by these rules, which keep texts within bounds, and whose templates are
@@ -34,6 +43,11 @@ pub(super) fn check(json: &str) -> Result<usize, TokenizerError> {
         return refused(format!(
             "its template names `{}`, which it does not define",
             token.escape_debug()
+        ));
+    }
+    if let Some(dropout) = rules.model.dropout.filter(|dropout| *dropout != 0.0) {
+        return refused(format!(
+            "its `dropout` of {dropout} gives other ids each time; set it to null"
         ));
     }
     let grown = growth(&rules.normalizer).saturating_mul(growth(&rules.pre_tokenizer));
@@ -114,6 +128,14 @@ mod tests {
         let before = json!({"pre_tokenizer": {"pretokenizers": vec![letters; 13]}});
         assert!(super::check(&before.to_string()).is_err());
         assert!(check(vec![json!({"precompiled_charsmap": "AAAAAAAA"})]).is_err());
+    }
+
+    #[test]
+    fn ids_are_the_same_each_time() {
+        let check =
+            |dropout: Value| super::check(&json!({"model": {"dropout": dropout}}).to_string());
+        assert!(check(Value::Null).is_ok() && check(json!(0.0)).is_ok());
+        assert!(check(json!(0.5)).is_err());
     }
 
     #[test]
