@@ -80,6 +80,22 @@ fn settings_that_change_ids_are_refused() {
     assert!(shown.contains("<new>"), "{shown}");
 }
 
+/// A rule that is allowed and a long text would make gigabytes together.
+#[test]
+fn texts_are_cut_before_rules_make_them_long() {
+    let mut json: Value = serde_json::from_str(&read("bpe-bytes", "tokenizer.json")).expect("JSON");
+    let content = "b ".repeat(2000);
+    let pattern = serde_json::json!({"String": "a"});
+    json["normalizer"] =
+        serde_json::json!({"type": "Replace", "pattern": pattern, "content": content});
+    let tokenizer = Tokenizer::from_json(&json.to_string(), None, false).expect("rules");
+    let [short, long] =
+        ["a".repeat(8), "a".repeat(100_000)].map(|text| tokenizer.tokenize(&text, 8));
+    assert_eq!(short.ids, long.ids);
+    // Of 4 MiB, not of 400 MB.
+    assert!((1..8 << 20).contains(&long.truncated), "{}", long.truncated);
+}
+
 /// Ids that rules put around texts need rows of the table, whether the vocabulary has them or not.
 #[test]
 fn ids_around_texts_count_as_the_vocabularys() {

@@ -47,8 +47,11 @@ pub(super) fn endpoint() -> String {
 
 /// The endpoint without a user's name and password, to be shown.
 pub(super) fn shown_endpoint() -> String {
-    let endpoint = endpoint();
-    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", &endpoint));
+    without_user(&endpoint())
+}
+
+fn without_user(endpoint: &str) -> String {
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     let host = authority.rsplit('@').next().unwrap_or_default();
     format!("{scheme}://{host}{path}")
@@ -76,5 +79,16 @@ pub(super) fn token() -> Result<Option<String>> {
         true => Ok(Some(token.to_owned())),
         false => Err(Error::usage(format!("what `{}` holds is no token", place.display()))
             .hint("a token is one word, as the hub's settings show it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        assert_eq!(without_user("http://user:p@ss@host:9/hub"), "http://host:9/hub");
+        assert_eq!(without_user("https://host/a@b"), "https://host/a@b");
     }
 }
