@@ -12,7 +12,7 @@ use super::{TokenizerError, Tokens};
 const PAD_NAMES: [&str; 3] = ["<pad>", "[PAD]", "</s>"];
 
 /// Bytes that the rules may make of a text. What lies behind them is cut off, far behind what any tower reads.
-const MAX_BYTES: usize = 4 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 /// A vocabulary with the rules that its file holds.
 pub(super) struct Loaded {
