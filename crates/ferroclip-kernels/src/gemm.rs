@@ -293,6 +293,31 @@ mod tests {
         }
     }
 
+    /// Rows of the first operand, and of the second, may be packed with what stands behind them.
+    #[test]
+    fn what_lies_behind_a_row_is_not_multiplied() {
+        let ([m, n, k], stride) = ([50, 70, 50], 64);
+        let padded = |rows: usize, seed| {
+            let mut x = values(rows * stride, seed);
+            x.chunks_exact_mut(stride).for_each(|row| row[k..].fill(f32::NAN));
+            x
+        };
+        let dense = |x: &[f32]| x.chunks_exact(stride).flat_map(|row| row[..k].to_vec()).collect();
+        let (a, b) = (padded(m, 1), padded(n, 2));
+        let (dense_a, dense_b): (Vec<f32>, Vec<f32>) = (dense(&a), dense(&b));
+        for isa in Isa::available() {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let product = |a: &[f32], b: &[f32], stride| {
+                    let mut c = vec![0.0; m * n];
+                    let (a, b) = (Matrix::rows(a, stride), Matrix::rows(b, stride).transposed());
+                    gemm(isa, precision, [m, n, k], a, b, &mut c, n, Onto::Nothing);
+                    c
+                };
+                assert_eq!(product(&a, &b, stride), product(&dense_a, &dense_b, k), "{isa:?}");
+            }
+        }
+    }
+
     /// bf16 is f32 with rounded operands, however the matrices lie.
     #[test]
     fn bf16_rounds_the_operands_only() {

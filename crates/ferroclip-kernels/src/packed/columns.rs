@@ -46,6 +46,7 @@ fn row<const W: usize>(data: &[f32], [held, col, depth]: [usize; 3], k: usize) -
     match from.first_chunk() {
         // Of a fixed length, so that it is no call.
         Some(whole) if held == W => *whole,
+        Some(whole) => std::array::from_fn(|r| if r < held { whole[r] } else { 0.0 }),
         _ => std::array::from_fn(|r| if r < held { from[r] } else { 0.0 }),
     }
 }

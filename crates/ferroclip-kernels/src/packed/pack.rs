@@ -16,7 +16,7 @@ pub(super) struct Packer {
     pub(super) isa: Isa,
     pub(super) precision: Precision,
     pub(super) kind: Kind,
-    /// Rows of a tile.
+    /// Rows that a tile has room for.
     pub(super) mr: usize,
 }
 
@@ -33,6 +33,15 @@ impl Packer {
     pub(super) fn new(isa: Isa, precision: Precision) -> Packer {
         let kind = Kind::new(isa, precision);
         Packer { isa, precision, kind, mr: Sizes::of(isa, kind).mr }
+    }
+
+    /// Rows of each tile of `n`, but the last: equally many. A tile of few rows takes as long as one of several, as each
+    /// of its sums waits for the one before.
+    pub(super) fn tile_rows(self, n: usize) -> usize {
+        match self.kind.tiles() || n == 0 {
+            true => self.mr,
+            false => n.div_ceil(n.div_ceil(self.mr)),
+        }
     }
 
     /// Groups of a row of this many numbers, rounded up.

@@ -19,6 +19,8 @@ pub struct PackedRows {
     packer: Option<Packer>,
     rows: usize,
     width: usize,
+    /// Rows of a tile but the last.
+    tile_rows: usize,
     /// `[tiles][depth][mr]`, where `depth` is a multiple of 16; of tiles that are multiplied whole
     /// `[tiles][depth / 16][mr][16]`.
     groups: Lines,
@@ -140,7 +142,12 @@ impl PackedRows {
         stride: usize,
     ) {
         let packer = Packer::new(isa, precision);
-        if packer.kind.elements(packer.depth(width)) != width {
+        let packed = packer.kind.elements(packer.depth(width));
+        // Where a group is one number, those behind a row's end are packed, too, but not multiplied.
+        let has_room = packer.kind == Kind::F32
+            && precision == Precision::F32
+            && data.len() >= n.saturating_sub(1) * stride + packed;
+        if packed != width && !has_room {
             return self.fill(isa, precision, [n, width], |i, out| {
                 out.copy_from_slice(&data[i * stride..][..width]);
             });
@@ -193,15 +200,17 @@ impl PackedRows {
     ) -> (impl Iterator<Item = Slot<'_>>, &mut Scratch) {
         let Packer { mr, .. } = packer;
         let depth = packer.depth(width);
-        (self.packer, self.rows, self.width) = (Some(packer), n, width);
-        let groups = n.div_ceil(mr) * mr * depth;
+        let tile_rows = packer.tile_rows(n);
+        (self.packer, self.rows, self.width, self.tile_rows) = (Some(packer), n, width, tile_rows);
+        let groups = n.div_ceil(tile_rows) * mr * depth;
         self.groups.reserve(groups);
         // Rows of no width set none.
         self.scales.clear();
         self.scales.resize(n, 0.0);
         let tiles = self.groups.groups_mut()[..groups].chunks_mut((mr * depth).max(1));
-        let slots = tiles.zip(self.scales.chunks_mut(mr)).enumerate();
-        let slots = slots.map(move |(i, (tile, scales))| Slot { first: i * mr, scales, tile });
+        let slots = tiles.zip(self.scales.chunks_mut(tile_rows)).enumerate();
+        let slots =
+            slots.map(move |(i, (tile, scales))| Slot { first: i * tile_rows, scales, tile });
         (slots, &mut self.scratch)
     }
 
@@ -215,11 +224,13 @@ impl PackedRows {
     ) -> Vec<Part<'_>> {
         assert_ne!(packer.precision, Precision::Int8, "the scale of a row is not known");
         let length = packer.kind.groups(columns) * packer.mr;
+        let tile_rows = packer.tile_rows(shape[0]);
         let mut parts: Vec<Part> = Vec::new();
         for Slot { tile, .. } in self.slots(packer, shape).0 {
             for (i, groups) in tile.chunks_mut(length).enumerate() {
                 if i == parts.len() {
-                    parts.push(Part { packer, tiles: Vec::new(), scratch: Scratch::default() });
+                    let scratch = Scratch::default();
+                    parts.push(Part { packer, tile_rows, tiles: Vec::new(), scratch });
                 }
                 parts[i].tiles.push(groups);
             }
@@ -245,14 +256,19 @@ impl PackedRows {
         self.packer.map_or(1, |packer| packer.mr)
     }
 
+    /// Rows of a tile but the last, which may have fewer.
+    pub(super) fn tile_rows(&self) -> usize {
+        self.tile_rows.max(1)
+    }
+
     pub(super) fn tiles(&self) -> usize {
-        self.rows.div_ceil(self.mr())
+        self.rows.div_ceil(self.tile_rows())
     }
 
     /// The rows of these tiles.
     pub(super) fn rows_of(&self, tiles: Range<usize>) -> Range<usize> {
-        let mr = self.mr();
-        tiles.start * mr..(tiles.end * mr).min(self.rows)
+        let rows = self.tile_rows();
+        tiles.start * rows..(tiles.end * rows).min(self.rows)
     }
 
     /// The scales of these rows.
@@ -270,6 +286,7 @@ impl PackedRows {
 /// Some columns of all rows.
 pub(super) struct Part<'a> {
     packer: Packer,
+    tile_rows: usize,
     /// Those of each tile.
     tiles: Vec<&'a mut [u32]>,
     scratch: Scratch,
@@ -279,10 +296,10 @@ impl Part<'_> {
     /// Writes the columns of a panel, `nr` in each row of `sums`, the rows beginning with a tile. Panels are counted
     /// from the part's first.
     pub(super) fn put(&mut self, held: Range<usize>, panel: usize, nr: usize, sums: &[f32]) {
-        let Part { packer, tiles, scratch } = self;
+        let Part { packer, tile_rows, tiles, scratch } = self;
         let length = packer.kind.groups(nr) * packer.mr;
-        let tiles = tiles[held.start / packer.mr..].iter_mut();
-        for (tile, sums) in tiles.zip(sums.chunks(packer.mr * nr)) {
+        let tiles = tiles[held.start / *tile_rows..].iter_mut();
+        for (tile, sums) in tiles.zip(sums.chunks(*tile_rows * nr)) {
             let rows = Rows { data: sums, held: sums.len() / nr, stride: nr };
             let rest = &mut tile[panel * length..];
             let length = length.min(rest.len());

@@ -295,7 +295,7 @@ impl Memory {
             let mut left = held.len();
             for i in tiles.clone() {
                 let a = rows.tile(i, k0);
-                tile.rows = left.min(mr);
+                tile.rows = left.min(rows.tile_rows());
                 assert!(a.len() >= tile.depth * mr);
                 assert!(block.len() >= tile.depth * nr);
                 tile.a = a.as_ptr();

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::columns::{self, Form};
 use super::interleave::{Rows, STEP, interleave};
-use super::lines::Lines;
+use super::lines::{Lines, bits};
 use super::{Kind, PackedRows, Precision, Sizes, parts};
 use crate::Isa;
 use crate::gemm::Matrix;
@@ -233,6 +233,11 @@ impl Panel<'_> {
             return self.pack_columns(isa, precision, nr, inputs, weight);
         }
         let depth = self.groups.len() / nr;
+        if precision == Precision::F32 && weight.col == 1 && depth == inputs {
+            let data = bits(&weight.data[self.columns.start * weight.row..]);
+            let rows = Rows { data, held: self.columns.len(), stride: weight.row };
+            return interleave(isa, nr, rows, depth, self.groups);
+        }
         let width = depth * stored_elements(precision);
         memory.plain.clear();
         memory.plain.resize(nr * width, 0.0);
