@@ -15,6 +15,7 @@ mod attention;
 mod batch_norm;
 mod contrastive;
 mod conv;
+mod fetch;
 mod fma_rate;
 mod gemm;
 mod isa;
@@ -35,6 +36,7 @@ pub use attention::{
 pub use batch_norm::{BatchNorm, Moments};
 pub use contrastive::{Loss, contrastive_loss};
 pub use conv::{Maps, conv3x3, conv3x3_rows, conv3x3_weight_gradient, flipped_taps};
+pub use fetch::fetch_ahead;
 pub use fma_rate::fma_rate;
 pub use gemm::{Matrix, Onto, Scratch, gemm, gemm_serial};
 pub use isa::Isa;

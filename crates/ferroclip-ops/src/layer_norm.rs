@@ -10,7 +10,7 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops};
 use burn::prelude::*;
-use ferroclip_kernels::{Isa, PackedRows, layer_norm_backward};
+use ferroclip_kernels::{Isa, PackedRows, fetch_ahead, layer_norm_backward};
 
 use crate::cpu::{Cpu, input, operands};
 use crate::linear::Packed;
@@ -70,6 +70,10 @@ impl NormValues {
     pub(crate) fn fill(&self, rows: &mut PackedRows, layer: &Packed, x: &[f32], split: bool) {
         let width = layer.weights.inputs();
         layer.fill_written(rows, x.len() / width, split, |i, row| {
+            if let Some(next) = x.get((i + 1) * width..(i + 2) * width) {
+                // It was written by another operation, and lies beyond this core's caches.
+                fetch_ahead(next);
+            }
             self.apply(&x[i * width..][..width], row);
         });
     }

@@ -46,6 +46,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::Isa;
+use crate::fetch::fetch_ahead;
 use crate::isa::Level;
 pub use finish::Finish;
 use pack::Packer;
@@ -301,6 +302,11 @@ fn part(
         let place = [nr, (panel - start) * nr];
         let out = &mut out[held];
         finish::finish(weights.isa(), finish, sums, place, weights.of_panel(panel, bias), out);
+        // What the next panel is added to was written long ago.
+        let next = place[1] + nr;
+        for row in out {
+            fetch_ahead(&row[next.min(row.len())..(next + nr).min(row.len())]);
+        }
     });
 }
 
