@@ -1,4 +1,4 @@
-"""Records of the comparison, and README's tables of the newest of each processor.
+"""Records of the comparison, and README's table of the newest.
 
     python3 benchmarks/peers/record.py [--check]
 
@@ -168,19 +168,30 @@ def page(path: Path) -> str:
 
 
 def readme_table() -> str:
-    """The newest record of each processor."""
+    """The newest record, and what the newest of each other processor says in short."""
     date = len("2026-11-25-")
     newest = {path.name[date:]: path for path in sorted(RECORDS.glob("*.json"))}
-    return "\n".join(readme_part(newest[name]) for name in sorted(newest)) or "No record yet.\n"
+    *others, last = sorted(newest.values()) or [None]
+    if last is None:
+        return "No record yet.\n"
+    lines = [*table(json.loads(last.read_text())), "", f"{title(last)}.", ""]
+    return "\n".join(lines + [f"- {title(path)}: {in_short(path)}" for path in reversed(others)]) + "\n"
 
 
-def readme_part(path: Path) -> str:
-    record = json.loads(path.read_text())
-    found = record["processor"]
+def title(path: Path) -> str:
+    found = json.loads(path.read_text())["processor"]
     names = {"amx_int8": " with AMX", "avx512f": " with AVX-512"}
     widest = next((name for flag, name in names.items() if flag in found["sets"]), "")
-    last = f"\n{found['model']}{widest}, {found['cores']} cores, {path.name[:10]}; [all figures](benchmarks/records/{path.stem}.md).\n"
-    return "\n".join(table(record)) + "\n" + last
+    return f"{found['model']} {found['family']}{widest}, {found['cores']} cores, {path.name[:10]} ([all figures](benchmarks/records/{path.stem}.md))"
+
+
+def in_short(path: Path) -> str:
+    """How many comparisons met their bars, and which lines hold one that did not."""
+    cases = json.loads(path.read_text())["cases"]
+    found = [row for name, case in cases.items() for row in rows(name, case)]
+    missed = [row for row in found if "**missed**" in row]
+    lines = ", ".join(sorted({row.split("|")[1].strip() for row in missed}))
+    return f"{len(found) - len(missed)} of {len(found)} rows meet their bars" + (f"; not all of {lines} do" if missed else "")
 
 
 def main() -> int:
