@@ -1,6 +1,7 @@
 //! Memory that is fetched before it is wanted.
 
 /// Asks for numbers that will be wanted soon, so that they need not be waited for.
+#[inline(always)]
 pub fn fetch_ahead(x: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in x.chunks(16) {

@@ -2,7 +2,12 @@
 
 use super::weights::{bf16_bits, bf16_pair};
 use crate::Isa;
+use crate::fetch::fetch_ahead;
 use crate::isa::dispatch;
+
+/// Rows from one that is read to the one that is fetched meanwhile: they are as far apart as pages, and the processor
+/// does not guess the next.
+const AHEAD: usize = 32;
 
 /// What a group is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,9 @@ pub(super) fn pack(
 fn row<const W: usize>(data: &[f32], [held, col, depth]: [usize; 3], k: usize) -> [f32; W] {
     if k >= depth {
         return [0.0; W];
+    }
+    if let Some(ahead) = data.get((k + AHEAD) * col..) {
+        fetch_ahead(&ahead[..held.min(ahead.len())]);
     }
     let from = &data[k * col..];
     match from.first_chunk() {
