@@ -302,7 +302,7 @@ fn part(
         let place = [nr, (panel - start) * nr];
         let out = &mut out[held];
         finish::finish(weights.isa(), finish, sums, place, weights.of_panel(panel, bias), out);
-        // What the next panel is added to was written long ago.
+        // What the next panel is written over, or added to, was written long ago.
         let next = place[1] + nr;
         for row in out {
             fetch_ahead(&row[next.min(row.len())..(next + nr).min(row.len())]);

@@ -19,8 +19,6 @@ pub struct PackedRows {
     packer: Option<Packer>,
     rows: usize,
     width: usize,
-    /// Rows of a tile but the last.
-    tile_rows: usize,
     /// `[tiles][depth][mr]`, where `depth` is a multiple of 16; of tiles that are multiplied whole
     /// `[tiles][depth / 16][mr][16]`.
     groups: Lines,
@@ -201,7 +199,7 @@ impl PackedRows {
         let Packer { mr, .. } = packer;
         let depth = packer.depth(width);
         let tile_rows = packer.tile_rows(n);
-        (self.packer, self.rows, self.width, self.tile_rows) = (Some(packer), n, width, tile_rows);
+        (self.packer, self.rows, self.width) = (Some(packer), n, width);
         let groups = n.div_ceil(tile_rows) * mr * depth;
         self.groups.reserve(groups);
         // Rows of no width set none.
@@ -258,7 +256,7 @@ impl PackedRows {
 
     /// Rows of a tile but the last, which may have fewer.
     pub(super) fn tile_rows(&self) -> usize {
-        self.tile_rows.max(1)
+        self.packer.map_or(1, |packer| packer.tile_rows(self.rows))
     }
 
     pub(super) fn tiles(&self) -> usize {

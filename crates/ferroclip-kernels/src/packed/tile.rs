@@ -247,7 +247,7 @@ impl Memory {
         let kind = weights.kind();
         let Sizes { mr, nr } = Sizes::of(weights.isa(), kind);
         let held = rows.rows_of(tiles.clone());
-        let n_sums = held.len() * nr;
+        let (n_sums, tile_rows) = (held.len() * nr, rows.tile_rows());
         self.sums.reserve(tiles.len() * mr * nr);
         #[cfg(target_arch = "x86_64")]
         if let Some(registers) = &self.registers {
@@ -295,7 +295,7 @@ impl Memory {
             let mut left = held.len();
             for i in tiles.clone() {
                 let a = rows.tile(i, k0);
-                tile.rows = left.min(rows.tile_rows());
+                tile.rows = left.min(tile_rows);
                 assert!(a.len() >= tile.depth * mr);
                 assert!(block.len() >= tile.depth * nr);
                 tile.a = a.as_ptr();
